@@ -1,0 +1,45 @@
+"""`kinoise COMMAND`: finds the command's module, nothing else."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from importlib import import_module
+
+from . import __version__
+
+COMMANDS = {
+    "collect": (".eval.collect", "scripted demonstrations from a simulator"),
+    "inspect": (".data.inspect", "what a data set holds, and what is wrong with it"),
+    "train": (".train.__main__", "a policy from demonstrations"),
+    "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
+    "control": (".deploy.control", "a trained policy in the real-time control loop"),
+    "report": (".eval.report", "one HTML page about a run"),
+    "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 well, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print("usage: kinoise COMMAND [key=value ...]\n")
+        print("\n".join(f"  {command:<9} {about}" for command, (_, about) in COMMANDS.items()))
+        print("\nkinoise COMMAND --help lists a command's settings and choices.")
+        return 0 if arguments else 2
+    if name == "--version":
+        print(f"kinoise {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        print(f"kinoise: unknown command '{name}'; the commands are {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
+        return 2
+    from .config import run
+
+    return run(import_module(COMMANDS[name][0], __package__).main, arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Commands and their settings: dataclasses composed with Hydra overrides (`key=value`)."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .spec import KinoiseError
+
+Settings = TypeVar("Settings")
+
+
+class UsageError(KinoiseError):
+    """The command line is wrong (exit code 2)."""
+
+
+def parse(
+    command: str,
+    schema: type[Settings],
+    argv: Sequence[str],
+    *,
+    positional: str | None = None,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    defaults: Mapping[str, str] | None = None,
+    about: str = "",
+    choices: Mapping[str, Callable[[], str]] | None = None,
+) -> Settings:
+    """The settings that `argv` asks for, as an instance of `schema`.
+
+    Args:
+        positional: the field that an argument without `=` fills (`kinoise eval RUN`).
+        groups: for a field, its named choices (dataclass instances or mappings); `field=name` takes one and
+            `field.key=value` changes it. `field=FILE.yaml` reads a choice from a file whose `base:` names another.
+        defaults: the choice of each group when none is named.
+        choices: for a field, a function that lists what it may hold, shown by `--help`.
+
+    Raises:
+        UsageError: an unknown key, a value of the wrong type, a missing one.
+        SystemExit(0): after `--help`.
+    """
+    groups = dict(groups or {})
+    if any(item in ("--help", "-h") for item in argv):
+        print(_help(command, schema, positional, groups, defaults or {}, about, choices or {}))
+        raise SystemExit(0)
+    return _compose(command, schema, _overrides(command, schema, argv, positional, groups), groups, dict(defaults or {}))
+
+
+def _overrides(command: str, schema: type, argv: Sequence[str], positional: str | None, groups: dict) -> list[str]:
+    overrides, seen = [], False
+    for item in argv:
+        key, equals, value = item.partition("=")
+        if not equals:
+            if item.startswith("-") or positional is None or seen:
+                raise UsageError(f"'{item}': expected key=value. See kinoise {command} --help.")
+            seen, key, value = True, positional, item
+        bare = key.lstrip("+~")
+        if bare in groups and value.endswith((".yaml", ".yml")):
+            name = f"file_{len(groups[bare])}"
+            groups[bare] = {**groups[bare], name: preset(Path(value), groups[bare])}
+            value = name
+        elif bare in groups and value not in groups[bare]:
+            close = difflib.get_close_matches(value, groups[bare], 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UsageError(f"{key}={value}: the choices are {', '.join(groups[bare])} or a YAML file.{hint}")
+        overrides.append(f"{key}={_quoted(schema, bare, value)}")
+    return overrides
+
+
+def _quoted(schema: type, key: str, value: str) -> str:
+    """Quotes what Hydra's grammar would take apart: paths and ids with `,`, `~`, `=` or blanks in a plain text field."""
+    texts = {item.name for item in fields(schema) if "str" in str(item.type)}  # type: ignore[arg-type]
+    if key in texts and value not in ("null", "") and not re.match(r"""^['"]""", value):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return value
+
+
+def _compose(command: str, schema: type[Settings], overrides: list[str], groups: dict, defaults: dict) -> Settings:
+    from hydra import compose, initialize
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    store = ConfigStore.instance()
+    chosen = [{name: defaults[name]} for name in groups if name in defaults]
+    root = OmegaConf.structured(schema)
+    for name, members in groups.items():
+        for member, node in members.items():
+            store.store(group=name, name=member, node=node)
+    store.store(name=f"{command}_schema", node=root)
+    store.store(name=command, node={"defaults": [f"{command}_schema", *chosen, "_self_"]})
+    GlobalHydra.instance().clear()
+    logging.getLogger("hydra").setLevel(logging.ERROR)
+    try:
+        with initialize(version_base="1.3", config_path=None):
+            config = compose(config_name=command, overrides=overrides)
+            missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+            if missing:
+                raise UsageError(
+                    f"kinoise {command} needs {', '.join(f'{key}=...' for key in missing)}. See kinoise {command} --help."
+                )
+            return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(_one_line(command, error, schema)) from error
+
+
+def _one_line(command: str, error: Exception, schema: type) -> str:
+    text = str(error.__cause__ or error) if "Error merging override" in str(error) else str(error)
+    first = text.strip().splitlines()[0]
+    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", str(error)) or re.search(r"Key '([^']+)'", first)
+    if unknown:
+        key = unknown.group(1)
+        close = difflib.get_close_matches(key, _keys(schema), 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        return f"unknown key '{key}'.{hint} See kinoise {command} --help."
+    return f"{first.rstrip('.')}. See kinoise {command} --help."
+
+
+def _keys(schema: type) -> list[str]:
+    names = []
+    for item in fields(schema):  # type: ignore[arg-type]
+        names.append(item.name)
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if is_dataclass(default) and not isinstance(default, type):
+            names += [name for name in _keys(type(default))]
+    return names
+
+
+def preset(path: Path, members: Mapping[str, Any]) -> Any:
+    """A choice read from YAML: the member that its `base:` names, with the file's other keys laid over it.
+
+    Raises KinoiseError when the file is missing, names no known base or holds a key that the base lacks.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        value = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise KinoiseError(f"{path} does not exist") from error
+    except YAMLError as error:
+        raise KinoiseError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(value, dict) or value.get("base") not in members:
+        raise KinoiseError(f"{path}: expected a line 'base: NAME' with NAME one of {', '.join(members)}")
+    base = members[value.pop("base")]
+    node = OmegaConf.structured(base) if is_dataclass(base) else base
+    try:
+        return OmegaConf.merge(node, value)
+    except OmegaConfBaseException as error:
+        raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _help(command: str, schema: type, positional: str | None, groups: dict, defaults: dict, about: str, choices: dict) -> str:
+    usage = f"kinoise {command} {positional.upper() + ' ' if positional else ''}[key=value ...]"
+    lines = [f"usage: {usage}", "", about.strip(), "", "settings (default):"]
+    lines += _describe(schema, "", choices, {**groups})
+    for name, members in groups.items():
+        lines += ["", f"{name}= one of (default {defaults.get(name)}), or a YAML file with `base:`:"]
+        lines += [f"  {member}" for member in members]
+        node = members.get(defaults.get(name))
+        if is_dataclass(node):
+            kind = node if isinstance(node, type) else type(node)
+            lines += ["", f"{name}.* of {defaults[name]} (default):", *_describe(kind, f"{name}.", {}, {})]
+    return "\n".join(lines)
+
+
+def _describe(schema: type, prefix: str, choices: Mapping[str, Callable[[], str]], skip: Mapping[str, Any]) -> list[str]:
+    from omegaconf import MISSING
+
+    lines = []
+    for item in fields(schema):  # type: ignore[arg-type]
+        if item.name in skip and not prefix:
+            continue
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if is_dataclass(default) and not isinstance(default, type):
+            lines += _describe(type(default), f"{prefix}{item.name}.", {}, {})
+            continue
+        shown = "required" if default == MISSING else "" if default is None else str(default)
+        note = item.metadata.get("help", "")
+        if item.name in choices and not prefix:
+            note = f"{note}; {choices[item.name]()}" if note else choices[item.name]()
+        lines.append(f"  {prefix + item.name:<34} {note}{f' ({shown})' if shown else ''}")
+    return lines
+
+
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        return main(argv) or 0
+    except UsageError as error:
+        print(f"kinoise: {error}", file=sys.stderr)
+        return 2
+    except KinoiseError as error:
+        print(f"kinoise: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("kinoise: interrupted", file=sys.stderr)
+        return 130

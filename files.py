@@ -1,0 +1,105 @@
+"""Writing so that a reader never sees half a file: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .spec import KinoiseError
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a forbidden path into one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise KinoiseError(
+                f"the disk is full: could not write {path}. Free some space, then run the command again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise KinoiseError(f"not allowed to write {path}. Choose another out= or change its permissions.") from error
+        raise
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write(temporary path)` and moves the result to `path` in one step; on failure nothing is left behind."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(descriptor)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o644)
+            sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_file(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Standard JSON: NaN and infinity are refused, since other readers would."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises KinoiseError when the file is missing or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise KinoiseError(f"{path} does not exist") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise KinoiseError(f"{path} is not valid JSON ({error}): it was cut short or edited. Write it again.") from error
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `path` that becomes `path` when the block ends, and vanishes when it fails."""
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary.chmod(0o755)
+        try:
+            yield temporary
+            for item in [*temporary.rglob("*"), temporary]:
+                sync(item)
+            os.rename(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync(path.parent)
+
+
+def link(path: Path, target: str) -> None:
+    """Points the symbolic link `path` at `target`, replacing an older link in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with disk_errors(path):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,214 @@
+"""The shared vocabulary: what a robot observes and does (Spec), and what flows between the rooms.
+
+Everything here is in physical units. Normalisation is the codec's business, inside a policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Bool, Float, Int
+
+Kind = Literal["state", "image"]
+
+
+class KinoiseError(Exception):
+    """An error whose message names what was expected, what came, and the remedy. The CLI prints it as one line."""
+
+
+class SpecMismatch(KinoiseError):
+    """Two specs that have to agree do not."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One array of the robot's interface.
+
+    Args:
+        shape: without time; `(d,)` for state, `(height, width, 3)` for images.
+        kind: `state` is float32; `image` is uint8 RGB in [0, 255], row 0 at the top.
+        names: one per dimension for state, else empty.
+        unit: "m", "rad", "1" for dimensionless; one for the feature, or one per dimension.
+        low, high: bounds per dimension, where they exist.
+    """
+
+    shape: tuple[int, ...]
+    kind: Kind = "state"
+    names: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ()
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8 if self.kind == "image" else np.float32)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a policy sees and commands; equal on both sides, or the policy cannot run there.
+
+    Args:
+        observations: features by key, in a fixed order.
+        action: the action vector; `low`/`high` are its physical bounds.
+        control: what an action means: `absolute`, `relative` (to the current observation) or `delta` (per step).
+        rate: control steps per second (Hz).
+        gripper: indices of the gripper's dimensions in the action.
+        language: whether an instruction comes with every observation.
+    """
+
+    observations: dict[str, Feature]
+    action: Feature
+    rate: float
+    control: Literal["absolute", "relative", "delta"] = "delta"
+    gripper: tuple[int, ...] = ()
+    language: bool = True
+
+    @property
+    def action_dim(self) -> int:
+        return self.action.shape[0]
+
+    def differences(self, other: Spec, names: tuple[str, str] = ("expected", "found")) -> list[str]:
+        """Every point at which `other` differs, a line each; empty when a policy for one runs on the other."""
+        a, b = names
+        lines = []
+        for key in sorted(self.observations.keys() | other.observations.keys()):
+            mine, theirs = self.observations.get(key), other.observations.get(key)
+            if mine is None or theirs is None:
+                lines.append(f"observation '{key}': only in {a if theirs is None else b}")
+            else:
+                lines += _feature_differences(f"observation '{key}'", mine, theirs, names)
+        lines += _feature_differences("action", self.action, other.action, names)
+        for name in ("rate", "control", "gripper", "language"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                lines.append(f"{name}: {a} {mine}, {b} {theirs}")
+        return lines
+
+    def require(self, other: Spec, names: tuple[str, str]) -> None:
+        """Raises SpecMismatch with every difference, if there is one."""
+        lines = self.differences(other, names)
+        if lines:
+            raise SpecMismatch(
+                f"the {names[0]} does not match the {names[1]}: {'; '.join(lines)}. "
+                f"Use a {names[1]} with the same observations and actions, or train on data from it."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Spec:
+        """Raises KinoiseError for unknown or missing keys."""
+        _check_keys(cls, value, "spec")
+        observations = {key: _feature_from_json(item) for key, item in value["observations"].items()}
+        rest = {key: item for key, item in value.items() if key not in ("observations", "action", "gripper")}
+        return cls(
+            observations=observations,
+            action=_feature_from_json(value["action"]),
+            gripper=tuple(value.get("gripper", ())),
+            **rest,
+        )
+
+
+def _feature_differences(label: str, mine: Feature, theirs: Feature, names: tuple[str, str]) -> list[str]:
+    return [
+        f"{label} {item.name}: {names[0]} {getattr(mine, item.name)}, {names[1]} {getattr(theirs, item.name)}"
+        for item in fields(Feature)
+        if getattr(mine, item.name) != getattr(theirs, item.name)
+    ]
+
+
+def _feature_from_json(value: dict[str, Any]) -> Feature:
+    _check_keys(Feature, value, "spec feature")
+    return Feature(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+
+
+def _check_keys(cls: type, value: dict[str, Any], label: str) -> None:
+    known = {item.name for item in fields(cls)}
+    needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+    unknown, missing = sorted(value.keys() - known), sorted(needed - value.keys())
+    if unknown:
+        raise KinoiseError(f"{label}: unknown keys {unknown}; known are {sorted(known)}. Was it written by a newer kinoise?")
+    if missing:
+        raise KinoiseError(f"{label}: keys {missing} are missing. The file was cut short or edited: write it again.")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Statistics of one feature over a data set, in physical units, one number per dimension (per channel for images).
+
+    `q01` and `q99` are the 1st and 99th percentiles; `count` is the number of time steps.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    min: tuple[float, ...]
+    max: tuple[float, ...]
+    q01: tuple[float, ...]
+    q99: tuple[float, ...]
+    count: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Stats:
+        """Raises KinoiseError for unknown or missing keys."""
+        _check_keys(cls, value, "statistics")
+        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A batch of observation histories.
+
+    Args:
+        values: by key; state `[batch, history, d]` float32 in physical units, images `[batch, history, height, width, 3]` uint8.
+            The last history index is now.
+        texts: the distinct instructions of the batch.
+        text: for each row the index of its instruction in `texts`; None when the spec has no language.
+    """
+
+    values: dict[str, torch.Tensor]
+    texts: tuple[str, ...] = ()
+    text: Int[torch.Tensor, "batch"] | None = None
+
+    @property
+    def batch(self) -> int:
+        return next(iter(self.values.values())).shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a loss is computed from: an observation, the demonstrated chunk that follows, and which of it is real."""
+
+    observation: Observation
+    actions: Float[torch.Tensor, "batch chunk action"]
+    valid: Bool[torch.Tensor, "batch chunk"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chunk of actions to carry out, one plan per batch row.
+
+    Args:
+        actions: physical units.
+        t0: time of the first action, seconds on the caller's clock (0 where the caller has none).
+        dt: seconds between actions.
+        obs_time: time of the observation that the plan answers.
+        nfe: network evaluations spent.
+        timing: seconds per stage (`encode`, `denoise`, `decode`), measured by the policy.
+    """
+
+    actions: Float[torch.Tensor, "batch chunk action"]
+    dt: float
+    nfe: int
+    t0: float = 0.0
+    obs_time: float = 0.0
+    timing: dict[str, float] = field(default_factory=dict)
