@@ -5,7 +5,8 @@ Everything here is in physical units. Normalisation is the codec's business, ins
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Collection
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -73,6 +74,10 @@ class Spec:
     def action_dim(self) -> int:
         return self.action.shape[0]
 
+    def select(self, keys: Collection[str]) -> Spec:
+        """This spec with only the observations in `keys`; those it lacks are left for `differences` to name."""
+        return replace(self, observations={key: item for key, item in self.observations.items() if key in keys})
+
     def differences(self, other: Spec, names: tuple[str, str] = ("expected", "found")) -> list[str]:
         """Every point at which `other` differs, a line each; empty when a policy for one runs on the other."""
         a, b = names
@@ -126,7 +131,11 @@ def _feature_differences(label: str, mine: Feature, theirs: Feature, names: tupl
 
 def _feature_from_json(value: dict[str, Any]) -> Feature:
     _check_keys(Feature, value, "spec feature")
-    return Feature(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+    return Feature(**_tuples(value))
+
+
+def _tuples(value: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
 
 
 def _check_keys(cls: type, value: dict[str, Any], label: str) -> None:
@@ -161,7 +170,7 @@ class Stats:
     def from_json(cls, value: dict[str, Any]) -> Stats:
         """Raises KinoiseError for unknown or missing keys."""
         _check_keys(cls, value, "statistics")
-        return cls(**{key: tuple(item) if isinstance(item, list) else item for key, item in value.items()})
+        return cls(**_tuples(value))
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,8 @@ class Observation:
     """A batch of observation histories.
 
     Args:
-        values: by key; state `[batch, history, d]` float32 in physical units, images `[batch, history, height, width, 3]` uint8.
+        values: by key; state `[batch, history, d]` float32 in physical units,
+            images `[batch, history, height, width, 3]` uint8.
             The last history index is now.
         texts: the distinct instructions of the batch.
         text: for each row the index of its instruction in `texts`; None when the spec has no language.

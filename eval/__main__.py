@@ -1,0 +1,156 @@
+"""`kinoise eval RUN`: a policy's success by rollouts, as a table, result.json and videos."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from .. import envs
+from ..config import UsageError, parse
+from ..policies.checkpoint import load_policy, resolve
+from .evaluate import evaluate
+from .rollout import SLOTS
+
+ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
+what planning cost. The same command gives the same episodes."""
+
+
+@dataclass
+class Decode:
+    """Laid over the checkpoint's own settings; null keeps them."""
+
+    sampler: str | None = field(default=None, metadata={"help": "how noise becomes a plan; null: as the checkpoint says"})
+    steps: int | None = field(default=None, metadata={"help": "grid intervals from noise to a plan"})
+    guidance: float | None = field(default=None, metadata={"help": "classifier-free guidance scale"})
+
+
+@dataclass
+class Settings:
+    """The whole command line of `kinoise eval`."""
+
+    run: str = field(default=MISSING, metadata={"help": "a training run, or one of its checkpoints"})
+    env: str = field(default="metaworld/mt10", metadata={"help": "tasks to play"})
+    episodes: int = field(default=10, metadata={"help": "per task"})
+    seed: int = field(default=1000, metadata={"help": "what initial states and the policy's noise are drawn from"})
+    out: str | None = field(default=None, metadata={"help": "where result.json and videos go; RUN/eval if null"})
+    execute: int | None = field(default=None, metadata={"help": "actions carried out of each plan; null: the policy's own"})
+    horizon: int | None = field(default=None, metadata={"help": "most steps of an episode; null: the simulator's own"})
+    video: int = field(default=0, metadata={"help": "episodes of each task to record"})
+    data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
+    ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
+    slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
+    threads: int = field(default=1, metadata={"help": "of the policy, on the CPU; more than spare cores slows everything"})
+    decode: Decode = field(default_factory=Decode)
+
+
+def main(argv: Sequence[str]) -> int:
+    """0, or 1 when not a single episode could be played to its end.
+
+    Raises:
+        UsageError: a key or a value that doesn't exist.
+        KinoiseError: no checkpoint, a policy that doesn't fit the environment, a simulator that can't be built.
+    """
+    settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
+    out = Path(settings.out or Path(settings.run) / "eval")
+    console = Console()
+    with _termination():
+        checkpoint = resolve(settings.run)
+        decode = {key: item for key, item in asdict(settings.decode).items() if item is not None}
+        policy = load_policy(checkpoint, ema=settings.ema, device=_device(settings.device), decode=decode)
+        result = evaluate(
+            policy,
+            settings.env,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            execute=settings.execute,
+            horizon=settings.horizon,
+            checkpoint=checkpoint,
+            ema=settings.ema,
+            out=out,
+            video=settings.video,
+            data=None if settings.data is None else Path(settings.data),
+            workers=settings.workers,
+            slots=settings.slots,
+            threads=settings.threads,
+        )
+    show(result, console)
+    console.print(f"{out / 'result.json'}", highlight=False, soft_wrap=True)
+    return int(result["success"]["errors"] == result["success"]["n"])
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """The table per task, what errors said, and what planning cost."""
+    right = (Column(name, justify="right") for name in ("success", "95 % interval", "n", "errors"))
+    table = Table(Column("task", no_wrap=True), *right, box=SIMPLE_HEAD)
+    rows = {**result["tasks"], "all": result["success"]}
+    for name, row in rows.items():
+        if name == "all":
+            table.add_section()
+        span = f"{row['low']:.3f} to {row['high']:.3f}"
+        table.add_row(name, f"{row['rate']:.3f}", span, str(row["n"]), str(row["errors"] or ""))
+    console.print(table)
+    failed = [item for item in result["episodes"] if item["error"]]
+    for item in failed:
+        console.print(f"error in {item['task']} {item['index']}: {item['error']}", style="red", markup=False, soft_wrap=True)
+    if result.get("overlap", {}).get("episodes"):
+        seen = result["overlap"]
+        console.print(
+            f"episodes that began exactly as a demonstration in {seen['data']}: {seen['episodes']}. Choose another seed=.",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+    cost = result["decode_cost"]
+    console.print(
+        f"{result['env_steps_per_s']:.0f} steps/s; a plan takes {cost['nfe_per_plan']} network evaluations, "
+        f"{_ms(cost['plan_ms'])} for a batch of {cost['plan_batch']['mean'] or 0:.0f}, {_ms(cost['plan_ms_batch1'])} for one; "
+        f"{result['wall_s']:.0f} s in all",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _ms(values: dict[str, float | None]) -> str:
+    return "-" if values["p50"] is None else f"{values['p50']:.1f} ms (p95 {values['p95']:.1f})"
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: expected cpu, cuda, cuda:1, ... or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={name}: this machine has no CUDA device that torch can use; take device=cpu")
+    return name
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Makes SIGTERM end the command as an exception does, with its processes and temporary files. Exit code 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,208 @@
+"""A policy's success in simulation, from its first reset to its result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import envs
+from ..data import open_store
+from ..files import new_directory, write_json
+from ..policies import Policy
+from ..policies.checkpoint import sha256, weights_path
+from ..spec import KinoiseError, Observation, Plan, Spec
+from .progress import EpisodeProgress
+from .protocol import EvaluationProtocol
+from .result import VIDEOS, Planning, PolicyIdentity, make_result, overlap
+from .rollout import SLOTS, Rollout, look
+from .slot import Job, Make, Terms
+from .workers import Workers
+
+BATCH1_PLANS = 20
+BATCH1_SECONDS = 2.0
+
+
+class Stopwatch:
+    """An actor that times another one's plans."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.seconds: list[float] = []
+        self.batch: list[int] = []
+        self.nfe: list[int] = []
+        self.last: tuple[Observation, Sequence[torch.Generator]] | None = None
+
+    def plan(self, obs: Observation, gen: Sequence[torch.Generator]) -> Plan:
+        begin = time.perf_counter()
+        plan = self._policy.plan(obs, gen=gen)
+        self.seconds.append(time.perf_counter() - begin)
+        self.batch.append(obs.batch)
+        self.nfe.append(plan.nfe)
+        self.last = obs, gen
+        return plan
+
+
+def evaluate(
+    policy: Policy,
+    env: str,
+    *,
+    episodes: int,
+    seed: int,
+    execute: int | None = None,
+    horizon: int | None = None,
+    checkpoint: Path | None = None,
+    ema: bool = True,
+    out: Path | None = None,
+    video: int = 0,
+    data: Path | None = None,
+    workers: int | None = None,
+    slots: int = SLOTS,
+    threads: int = 1,
+    make: Make | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Plays `episodes` episodes of each task and says how many succeeded.
+
+    The same arguments give the same episodes; `workers` changes only the speed.
+
+    Args:
+        policy: plans for all the slots that need it in one batch.
+        env: a suite or a task, see `envs.tasks`.
+        seed: initial states and the policy's randomness are drawn from it, each episode's apart from all others.
+        execute: actions of each plan that are carried out; the policy's own if None.
+        horizon: steps after which an episode has failed; the simulator's own if None.
+        checkpoint: the policy's directory, named in the result; None if it was never saved.
+        ema: whether the policy has that checkpoint's averaged weights.
+        out: where result.json and videos go; nothing is written if None.
+        video: how many episodes of each task are recorded, in `out`.
+        data: a store of demonstrations; the result counts the episodes that began as one of them did.
+        workers: processes for the simulators; as many as there are cores if None.
+        slots: episodes under way at once. Changes which observations share a batch, hence the last bits of plans.
+        threads: torch's, while the simulators run beside it.
+        make: builds a simulator from a task and `render=`; `envs.make` with the policy's cameras if None.
+        progress: whether to show it.
+
+    Returns:
+        What result.json holds.
+
+    Raises:
+        SpecMismatch: before any episode, when the policy sees or commands something else than the simulator offers.
+        KinoiseError: unknown env, unfit numbers, a simulator that can't be built.
+    """
+    begin = time.perf_counter()
+    execute = policy.config.execute if execute is None else execute
+    _check(policy, episodes=episodes, execute=execute, slots=slots, threads=threads, video=video, out=out)
+    demonstrations = None if data is None else open_store(data).info
+    tasks = envs.tasks(env)
+    make = make or simulators_for(policy.spec)
+    workers = workers or len(os.sched_getaffinity(0))
+    with _staging(out, video) as films, Workers(make, workers) as pool, _torch_threads(threads):
+        found = look(pool, tasks[0], render=video > 0)
+        policy.spec.require(found.spec.select(policy.spec.observations), ("policy", "environment"))
+        protocol = EvaluationProtocol(env, tasks, episodes, horizon or found.horizon, seed)
+        terms = Terms(policy.config.history, tuple(policy.spec.observations), protocol.horizon)
+        jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
+        if films is not None:
+            jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
+        rollout = Rollout(pool, jobs, execute=execute, slots=slots)
+        rollout.prepare()
+        actor, outcomes = Stopwatch(policy), []
+        started = time.perf_counter()
+        with EpisodeProgress(len(jobs), shown=progress) as bar:
+            for outcome in rollout.run(actor):
+                outcomes.append(outcome)
+                bar.add(outcome)
+        rollout_s = time.perf_counter() - started
+    result = make_result(
+        protocol,
+        identity(policy, checkpoint, ema),
+        {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk},
+        outcomes,
+        Planning(actor.seconds, actor.batch, actor.nfe, _batch1(policy, actor.last)),
+        rollout_s=rollout_s,
+        wall_s=time.perf_counter() - begin,
+        rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},
+    )
+    if demonstrations is not None:
+        count = overlap(outcomes, demonstrations)
+        result["overlap"] = {"data": str(data), "demonstrations": len(demonstrations), "episodes": count}
+    if out is not None:
+        write_json(out / "result.json", result)
+    return result
+
+
+def simulators_for(spec: Spec) -> Make:
+    """What builds simulators that show what `spec` observes: its cameras, at their size."""
+    images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
+    if not images:
+        return envs.make
+    sizes = {item.shape[:2] for item in images.values()}
+    if len(sizes) > 1 or len(set(*sizes)) > 1:
+        raise KinoiseError(f"the policy's images have the sizes {sorted(sizes)}; simulators render one square size")
+    return partial(envs.make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
+
+
+def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> PolicyIdentity:
+    """The policy's name and size, and where its weights come from."""
+    name, size = policy.config.name, policy.parameter_count
+    if checkpoint is None:
+        return PolicyIdentity(name, None, None, size)
+    return PolicyIdentity(name, str(checkpoint), sha256(weights_path(checkpoint, ema)), size)
+
+
+def film_name(job: Job) -> str:
+    return f"{job.task.replace('/', '-')}-{job.index}.mp4"
+
+
+def _check(policy: Policy, *, execute: int, video: int, out: Path | None, **positive: int) -> None:
+    for name, value in positive.items():
+        if value < 1:
+            raise KinoiseError(f"{name}={value}: at least 1 is needed")
+    if not 1 <= execute <= policy.config.chunk:
+        raise KinoiseError(f"execute={execute}: expected between 1 and the plan's {policy.config.chunk} actions")
+    if video < 0 or (video and out is None):
+        raise KinoiseError(f"video={video}: expected at least 0, and out= to write them to")
+
+
+def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator]] | None) -> list[float]:
+    """Seconds of plans for one observation, with torch's own number of threads; the first, which warms up, left out."""
+    if last is None:
+        return []
+    obs, gen = last
+    text = None if obs.text is None else obs.text[:1]
+    one = Observation({key: item[:1] for key, item in obs.values.items()}, obs.texts, text)
+    watch = Stopwatch(policy)
+    while len(watch.seconds) <= BATCH1_PLANS and sum(watch.seconds) < BATCH1_SECONDS:
+        with torch.no_grad():
+            watch.plan(one, gen[:1])
+    return watch.seconds[1:] or watch.seconds
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _staging(out: Path | None, video: int) -> Iterator[Path | None]:
+    """Where videos are written; they replace those of an earlier evaluation in `out` once all are there."""
+    if out is None or not video:
+        yield None
+        return
+    with new_directory(out / VIDEOS) as films:
+        yield films
+        shutil.rmtree(out / VIDEOS, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""What can be said from a number of episodes: intervals, paired tests, percentiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb, sqrt
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+    """A share of successes with a confidence interval; all within [0, 1]."""
+
+    rate: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """McNemar's test: episodes that only the first solved, that only the second solved, and the two-sided p-value."""
+
+    first: int
+    second: int
+    p: float
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval for a binomial share (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+
+    It covers what it promises for few episodes and for shares near 0 and 1, where the normal approximation fails: ten
+    successes of ten give [0.72, 1].
+
+    Args:
+        successes: in [0, n].
+        n: number of trials, at least 1.
+        confidence: probability that the interval covers the true share, in (0, 1).
+
+    Raises:
+        ValueError: arguments outside these ranges.
+    """
+    if not 0 <= successes <= n or n < 1 or not 0 < confidence < 1:
+        raise ValueError(f"wilson({successes}, {n}, {confidence}): needs 0 <= successes <= n, n >= 1, confidence in (0, 1)")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate = successes / n
+    centre = rate + z * z / (2 * n)
+    spread = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At 0 and n the bound is exactly the rate; rounding would leave 1e-17 beside it.
+    low = 0.0 if successes == 0 else (centre - spread) / scale
+    high = 1.0 if successes == n else (centre + spread) / scale
+    return Interval(rate, low, high)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Exact McNemar test of two policies on the same episodes (McNemar 1947, Psychometrika 12:153).
+
+    Only the episodes that one solved and the other did not carry information. If the policies are equally good, each of
+    these is a fair coin: the p-value is the two-sided binomial tail.
+
+    Args:
+        first, second: outcomes in the same order, one pair an episode.
+
+    Raises:
+        ValueError: of different lengths.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"mcnemar: {len(first)} outcomes against {len(second)}; every episode needs both")
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    n = only_first + only_second
+    tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return Paired(only_first, only_second, min(1.0, 2 * tail / 2**n))
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float | None]:
+    """`{"p50", "p95", "p99"}`, linearly interpolated; None each when there are no values."""
+    names = {"p50": 50, "p95": 95, "p99": 99}
+    if not values:
+        return dict.fromkeys(names)
+    return {name: float(np.percentile(values, q)) for name, q in names.items()}

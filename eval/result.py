@@ -1,0 +1,154 @@
+"""result.json: what an evaluation found, and everything needed to judge it or to run it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from .. import __version__
+from ..provenance import commit, machine, versions
+from .metrics import percentiles, wilson
+from .protocol import EvaluationProtocol
+from .slot import Outcome
+
+VIDEOS = "videos"
+
+
+class Success(TypedDict):
+    """Share of the `n` episodes that succeeded, with its Wilson 95 % interval.
+
+    `errors` of them could not be played to their end; they count as not succeeded.
+    """
+
+    rate: float
+    low: float
+    high: float
+    n: int
+    errors: int
+
+
+@dataclass(frozen=True)
+class PolicyIdentity:
+    """Which policy was evaluated. `checkpoint` and `sha256` (of the weights) are None for one that was never saved."""
+
+    name: str
+    checkpoint: str | None
+    sha256: str | None
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planning took.
+
+    Args:
+        seconds: of each batched plan, while the simulators ran beside it.
+        batch: rows of each.
+        nfe: network evaluations of each.
+        seconds_batch1: of plans for a single observation, with nothing beside them.
+    """
+
+    seconds: Sequence[float]
+    batch: Sequence[int]
+    nfe: Sequence[int]
+    seconds_batch1: Sequence[float]
+
+    def to_json(self) -> dict[str, Any]:
+        plans = len(self.seconds)
+        mean = sum(self.nfe) / plans if plans else None
+        return {
+            "nfe_per_plan": mean if mean is None or mean % 1 else int(mean),
+            "plan_ms": percentiles([1e3 * item for item in self.seconds]),
+            "plan_batch": {"mean": sum(self.batch) / plans if plans else None, "max": max(self.batch, default=None)},
+            "plans": plans,
+            "plan_ms_batch1": percentiles([1e3 * item for item in self.seconds_batch1]),
+        }
+
+
+def success(outcomes: Sequence[Outcome]) -> Success:
+    """Raises ValueError when there are no outcomes."""
+    interval = wilson(sum(item.success for item in outcomes), len(outcomes))
+    errors = sum(item.error is not None for item in outcomes)
+    return Success(rate=interval.rate, low=interval.low, high=interval.high, n=len(outcomes), errors=errors)
+
+
+def make_result(
+    protocol: EvaluationProtocol,
+    policy: PolicyIdentity,
+    decode: Mapping[str, Any],
+    outcomes: Iterable[Outcome],
+    planning: Planning,
+    *,
+    rollout_s: float,
+    wall_s: float,
+    rollout: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The contract of every evaluation, ready to be written as JSON.
+
+    Args:
+        decode: sampler, steps, execute, chunk.
+        outcomes: one per episode of the protocol.
+        rollout_s: seconds from the first reset to the end of the last episode, with simulators already built.
+        wall_s: seconds of the whole evaluation.
+        rollout: how it was carried out (workers, slots, threads, device): what changes its speed, not its outcome.
+    """
+    order = {task: place for place, task in enumerate(protocol.tasks)}
+    ordered = sorted(outcomes, key=lambda item: (order[item.job.task], item.job.index))
+    return {
+        "kinoise": __version__,
+        "versions": versions(),
+        "commit": commit(),
+        "machine": machine(),
+        "protocol": protocol.to_json(),
+        "policy": vars(policy),
+        "decode": dict(decode),
+        "success": success(ordered),
+        "tasks": {task: success([item for item in ordered if item.job.task == task]) for task in protocol.tasks},
+        "episodes": [_episode(item) for item in ordered],
+        "decode_cost": planning.to_json(),
+        "env_steps_per_s": sum(item.steps for item in ordered) / rollout_s,
+        "wall_s": wall_s,
+        "rollout": dict(rollout),
+    }
+
+
+def overlap(outcomes: Iterable[Outcome], demonstrations: Iterable[Mapping[str, Any]]) -> int:
+    """How many of the episodes began exactly as one of the demonstrations of the same task did.
+
+    Args:
+        demonstrations: `info` of each demonstration; those without `initial` can't be compared.
+    """
+    known = {_start(item["task"], item["initial"]) for item in demonstrations if item.get("initial") is not None}
+    return sum(_start(item.job.task, item.initial) in known for item in outcomes if item.initial is not None)
+
+
+def _start(task: str, initial: Any) -> str:
+    return json.dumps([task, _rounded(initial)], sort_keys=True)
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with numbers of nine digits: demonstrations may have been through a format with single precision."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.9g}") if isinstance(value, (int, float)) else value
+
+
+def _episode(outcome: Outcome) -> dict[str, Any]:
+    job = outcome.job
+    episode = {
+        "task": job.task,
+        "index": job.index,
+        "seed": job.seed,
+        "success": outcome.success,
+        "steps": outcome.steps,
+        "return": outcome.total,
+        "error": outcome.error,
+        "initial": outcome.initial,
+    }
+    if job.film is not None and outcome.error is None:
+        episode["video"] = f"{VIDEOS}/{job.film.name}"
+    return episode

@@ -1,0 +1,207 @@
+"""Simulators in processes of their own, each process hosting many slots.
+
+The main process sends `Orders` down a pipe and gets one `Report` back for each, in order; several may be under way, so that
+a process always has something to do. Nothing here imports torch: a process is up in about a second and stays small.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from ..spec import KinoiseError
+from .slot import Job, Make, Outcome, Simulator, Slot, Values, describe
+
+# One thread a process: the processes are the parallelism, and two thread pools on the same cores slow each other badly.
+THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+PATIENCE_S = 5.0
+
+
+class WorkerDied(Exception):
+    """A worker process ended by itself; the message says how. Its slots are empty again, in a new process."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is to do next.
+
+    Args:
+        build: slots to be given a simulator (task, whether it has to render), before anything else.
+        actions: by slot, `[execute, action]` to carry out.
+        start: by slot, the episode to begin.
+    """
+
+    build: Mapping[int, tuple[str, bool]] = field(default_factory=dict)
+    actions: Mapping[int, np.ndarray] = field(default_factory=dict)
+    start: Mapping[int, Job] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of orders.
+
+    Args:
+        built: by slot, what each simulator asked for says of itself.
+        ended: by slot, the outcomes of episodes that are over.
+        waiting: the slots of these orders whose episodes need actions now.
+        values: their observations by key, `[len(waiting), history, ...]`.
+        instructions: their instructions.
+    """
+
+    built: dict[int, Simulator]
+    ended: dict[int, Outcome]
+    waiting: tuple[int, ...]
+    values: Values
+    instructions: tuple[str, ...]
+
+
+class Workers:
+    """A number of worker processes. To be used in a `with` block, whose end ends them, however it comes about.
+
+    Args:
+        make: builds a simulator from a task and `render=`; sent to the processes by pickling, so a module's function.
+        count: processes.
+    """
+
+    def __init__(self, make: Make, count: int) -> None:
+        self._workers = [_Worker(make) for _ in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def pids(self) -> list[int | None]:
+        return [worker.process.pid for worker in self._workers]
+
+    def send(self, worker: int, orders: Orders) -> None:
+        self._workers[worker].send(orders)
+
+    def receive(self, worker: int) -> Report:
+        """The report on the oldest orders that are still unanswered.
+
+        Raises:
+            WorkerDied: the process is gone, and with it the episodes in its slots; a new one has taken its place. Raised
+                once for each of the orders that were left unanswered.
+            KinoiseError: a simulator could not be built, or a video could not be written.
+        """
+        return self._workers[worker].receive()
+
+    def close(self, patience: float = PATIENCE_S) -> None:
+        """Ends the processes; those that haven't ended by themselves after `patience` seconds are ended by force."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            worker.end(patience)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(PATIENCE_S if kind is None else 0.0)
+
+
+class _Worker:
+    """One process, its pipe, and for each of the unanswered orders how the process died before it could (None: alive)."""
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._unanswered: deque[str | None] = deque()
+        self._start()
+
+    def send(self, orders: Orders) -> None:
+        # What a dead process said before it died is still to be received, so its end is noticed there.
+        with suppress(OSError):
+            self.connection.send(orders)
+        self._unanswered.append(None)
+
+    def receive(self) -> Report:
+        died = self._unanswered.popleft()
+        try:
+            reply = None if died else self.connection.recv()
+        except (EOFError, OSError):
+            died = self._restart()
+        if died:
+            raise WorkerDied(died)
+        if isinstance(reply, str):
+            raise KinoiseError(reply)
+        return reply
+
+    def end(self, patience: float) -> None:
+        self.process.join(patience)
+        for stop in (self.process.terminate, self.process.kill):
+            if self.process.exitcode is None:
+                stop()
+                self.process.join(PATIENCE_S)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, self._make), daemon=True, name="kinoise-simulators")
+        with _start_conditions():
+            self.process.start()
+        theirs.close()
+
+    def _restart(self) -> str:
+        self.connection.close()
+        self.end(PATIENCE_S)
+        code = self.process.exitcode or 0
+        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        text = f"the simulators' process died ({cause})"
+        self._unanswered = deque(text for _ in self._unanswered)
+        self._start()
+        return text
+
+
+@contextmanager
+def _start_conditions() -> Iterator[None]:
+    """What a process started now inherits: one thread a process, and SIGINT blocked, so that Ctrl-C is the main's alone."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(THREADS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def serve(connection: Connection, make: Make) -> None:
+    """The worker process: answers orders until the other end of the pipe is closed, which the end of the main process does."""
+    slots: dict[int, Slot] = {}
+    try:
+        while True:
+            orders = connection.recv()
+            try:
+                reply = obey(orders, slots, make)
+            except Exception as error:
+                reply = describe(error)
+            connection.send(reply)
+    except (EOFError, OSError):
+        return
+
+
+def obey(orders: Orders, slots: dict[int, Slot], make: Make) -> Report:
+    """Carries out `orders` on this process's slots. Raises what building a simulator or writing a video raises."""
+    ours = sorted({*orders.build, *orders.actions, *orders.start})
+    for slot in ours:
+        slots.setdefault(slot, Slot(make))
+    built = {slot: slots[slot].build(task, render) for slot, (task, render) in orders.build.items()}
+    played = {slot: slots[slot].advance(actions) for slot, actions in orders.actions.items()}
+    played |= {slot: slots[slot].begin(job) for slot, job in orders.start.items()}
+    waiting = tuple(slot for slot in ours if slots[slot].waiting)
+    seen = [slots[slot].observation() for slot in waiting]
+    values = {key: np.stack([item[key] for item in seen]) for key in seen[0]} if seen else {}
+    ended = {slot: outcome for slot, outcome in played.items() if outcome is not None}
+    return Report(built, ended, waiting, values, tuple(slots[slot].instruction for slot in waiting))

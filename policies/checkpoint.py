@@ -1,0 +1,124 @@
+"""A policy on disk: weights as safetensors, everything else as JSON. Enough, alone, to evaluate or deploy.
+
+config.json   {"format", "kinoise", "policy": settings, "spec", "stats", "texts"}
+model.safetensors, ema.safetensors   the same keys, as trained and as averaged
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import __version__
+from ..files import read_json, write_file, write_json
+from ..spec import KinoiseError, Spec, Stats
+from . import POLICIES, build_policy
+from .base import Policy, PolicyConfig
+
+FORMAT = 1
+
+
+def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> None:
+    """Writes the three files into `directory`. `ema` holds averages of the trained parameters; the rest is shared."""
+    weights = {key: item.detach().cpu().contiguous() for key, item in policy.state_dict().items()}
+    averaged = {**weights, **{key: item.detach().cpu().contiguous() for key, item in ema.items()}}
+    for name, tensors in (("model", weights), ("ema", averaged)):
+        write_file(directory / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
+    write_json(
+        directory / "config.json",
+        {
+            "format": FORMAT,
+            "kinoise": __version__,
+            "policy": asdict(policy.config),
+            "spec": policy.spec.to_json(),
+            "stats": {key: item.to_json() for key, item in policy.stats.items()},
+            "texts": list(policy.texts),
+        },
+    )
+
+
+def load_policy(
+    path: Path | str, *, ema: bool = True, device: str = "cpu", decode: Mapping[str, Any] | None = None
+) -> Policy:
+    """The policy in eval mode.
+
+    Args:
+        path: a run, its `checkpoints/last`, or a checkpoint.
+        ema: the averaged weights (what the field evaluates), or the last ones.
+        decode: settings laid over the checkpoint's own `decode`.
+
+    Raises:
+        KinoiseError: nothing there, a file cut short, unknown settings, or weights that don't fit (every key listed).
+    """
+    directory = resolve(path)
+    config_path = directory / "config.json"
+    value = read_json(config_path)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise KinoiseError(f"{config_path}: expected format {FORMAT}, which kinoise {__version__} reads")
+    absent = [key for key in ("policy", "spec", "stats", "texts") if key not in value]
+    if absent:
+        raise KinoiseError(f"{config_path}: {absent} are missing. Take a checkpoint that kinoise wrote.")
+    config = _config(value["policy"], decode or {}, config_path)
+    stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
+    policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
+    _load_weights(policy, weights_path(directory, ema))
+    return policy.to(device).eval()
+
+
+def resolve(path: Path | str) -> Path:
+    """The checkpoint's directory behind `path`, with links followed."""
+    path = Path(path)
+    for candidate in (path / "checkpoints" / "last", path):
+        if (candidate / "config.json").is_file():
+            return candidate.resolve()
+    raise KinoiseError(f"{path}: no checkpoint there. Expected RUN, RUN/checkpoints/last or a directory with config.json.")
+
+
+def weights_path(directory: Path, ema: bool = True) -> Path:
+    return directory / ("ema.safetensors" if ema else "model.safetensors")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> PolicyConfig:
+    name = value.get("name")
+    if name not in POLICIES:
+        raise KinoiseError(f"{path}: policy '{name}' is unknown; this kinoise has {', '.join(POLICIES)}")
+    try:
+        return OmegaConf.to_object(  # type: ignore[return-value]
+            OmegaConf.merge(OmegaConf.structured(POLICIES[name].config), value, {"decode": dict(decode)})
+        )
+    except OmegaConfBaseException as error:
+        raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _load_weights(policy: Policy, path: Path) -> None:
+    try:
+        found = load_file(path)
+    except FileNotFoundError as error:
+        raise KinoiseError(f"{path} is missing: the checkpoint is incomplete. Take another, or train again.") from error
+    except SafetensorError as error:
+        raise KinoiseError(f"{path} can't be read ({error}): it was cut short. Take another checkpoint.") from error
+    expected = policy.state_dict()
+    problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
+    problems += [f"{key} is unknown" for key in found.keys() - expected.keys()]
+    problems += [
+        f"{key} has shape {tuple(found[key].shape)}, the config says {tuple(expected[key].shape)}"
+        for key in expected.keys() & found.keys()
+        if expected[key].shape != found[key].shape
+    ]
+    if problems:
+        raise KinoiseError(f"{path} does not match its config.json: {'; '.join(sorted(problems))}")
+    policy.load_state_dict(found)

@@ -1,0 +1,51 @@
+"""Attention, over one sequence or from one to another."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .config import NetworkConfig
+from .embed import linear, unit
+
+
+class Attention(nn.Module):
+    """Self-attention, causal or not; or cross-attention to a memory, without a mask.
+
+    With `qk_norm` queries and keys are RMS-normalised (arXiv 2302.05442). Only the product of the two norms' weights
+    enters the scores, so one vector serves both.
+    """
+
+    def __init__(self, config: NetworkConfig, gain: float, cross: bool = False) -> None:
+        super().__init__()
+        width, head_width = config.width, config.width // config.heads
+        self.heads, self.causal = config.heads, config.causal and not cross
+        self.into = linear(width, width if cross else 3 * width)
+        self.memory = linear(width, 2 * width) if cross else None
+        self.out = linear(width, width, gain)
+        self.qk_norm = nn.Parameter(torch.ones(head_width)) if config.qk_norm else None
+        # unit() leaves out the RMS norm's sqrt(head_width), once in the queries and once in the keys.
+        self.scale = head_width ** (0.5 if config.qk_norm else -0.5)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        memory: Float[Tensor, "batch context width"] | None = None,
+        keep: int | None = None,
+    ) -> Float[Tensor, "batch kept width"]:
+        """What the last `keep` tokens, or all, attend to."""
+        if self.memory is None:
+            qkv = self._split(self.into(x), 3)
+            (q, k), v = qkv[:2] if self.qk_norm is None else unit(qkv[:2], self.qk_norm), qkv[2]
+        else:
+            (q,), (k, v) = self._split(self.into(x), 1), self._split(self.memory(memory), 2)
+            if self.qk_norm is not None:
+                q, k = unit(q, self.qk_norm), unit(k, self.qk_norm)
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale).transpose(1, 2)
+        return self.out((heads if keep is None else heads[:, -keep:]).flatten(2))
+
+    def _split(self, x: Tensor, parts: int) -> Tensor:
+        """`[parts, batch, heads, tokens, head width]`, without a copy."""
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)

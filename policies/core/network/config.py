@@ -1,0 +1,84 @@
+"""What a denoiser is made of, as settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ....spec import KinoiseError
+
+NAMES = {
+    "context": ("prefix", "cross"),
+    "noise_embedding": ("linear", "sinusoidal"),
+    "activation": ("swiglu", "gelu"),
+    "routing": ("noise", "token", "dense"),
+    "moe_residual": ("input", "normalised"),
+}
+
+
+def _option(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
+
+
+@dataclass
+class NetworkConfig:
+    """The transformer's shape, how the noise level enters it, and its experts.
+
+    Raises KinoiseError for a name it does not know, or numbers that do not fit together.
+    """
+
+    width: int = _option(128, "numbers in a token; a multiple of 2 * heads")
+    depth: int = _option(4, "blocks")
+    heads: int = _option(4, "attention heads")
+    ff: float = _option(4.0, "hidden size of a feed-forward, or of one expert, in widths")
+    context: str = _option("prefix", "prefix: context tokens before the actions; cross: cross-attention to them")
+    noise_token: bool = _option(False, "the noise level as a token of the context")
+    noise_attention: bool = _option(False, "MoDE: the noise level added to what self-attention sees")
+    adaptive_norm: bool = _option(True, "DiT: scales, shifts and gates from the noise level")
+    noise_embedding: str = _option("sinusoidal", "linear (MoDE) or sinusoidal")
+    causal: bool = _option(False, "no token attends to a later one")
+    qk_norm: bool = _option(True, "RMS norm of queries and keys")
+    dropout: float = _option(0.0, "share of each residual branch that training drops")
+    activation: str = _option("swiglu", "swiglu or gelu")
+    experts: int = _option(1, "feed-forwards in a block; 1 is no mixture")
+    top_k: int = _option(1, "experts that a row goes to")
+    routing: str = _option("noise", "noise: by noise level; token: by each token; dense: all experts, weighted by noise level")
+    balance: float = _option(0.01, "weight of the load-balancing loss")
+    moe_residual: str = _option("input", "what the feed-forward is added to: the block's input, or normalised (MoDE's release)")
+
+    def __post_init__(self) -> None:
+        for name, known in NAMES.items():
+            if getattr(self, name) not in known:
+                raise KinoiseError(f"network.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
+        if min(self.width, self.depth, self.heads) < 1 or self.width % (2 * self.heads):
+            raise KinoiseError(
+                f"network.width={self.width}, depth={self.depth}, heads={self.heads}: "
+                "expected positive numbers, and a width that is a multiple of 2 * heads"
+            )
+        if not 1 <= self.top_k <= self.experts:
+            raise KinoiseError(f"network.top_k={self.top_k}: expected between 1 and network.experts={self.experts}")
+        if self.hidden < 1:
+            raise KinoiseError(f"network.ff={self.ff}: expected at least {1 / self.width}, one hidden number")
+        if not 0 <= self.dropout < 1:
+            raise KinoiseError(f"network.dropout={self.dropout}: expected at least 0 and less than 1")
+        if not (self.noise_token or self.noise_attention or self.adaptive_norm):
+            raise KinoiseError("network: nothing tells it the noise level; set noise_token, noise_attention or adaptive_norm")
+
+    @property
+    def hidden(self) -> int:
+        return int(self.ff * self.width)
+
+    @property
+    def branches(self) -> int:
+        """Residual branches in a block: self-attention, cross-attention if any, feed-forward."""
+        return 3 if self.context == "cross" else 2
+
+    @property
+    def routed(self) -> bool:
+        """Whether the noise level alone decides about experts."""
+        return self.experts > 1 and self.routing != "token"
+
+    @property
+    def chosen(self) -> int:
+        """Experts that a row goes to."""
+        return self.experts if self.routing == "dense" else self.top_k

@@ -1,0 +1,142 @@
+"""Feed-forwards: one, or a mixture of experts that the noise level chooses between (MoDE, arXiv 2412.12953).
+
+Shape suffixes of weights: E experts, P parts of the first layer (2 with a gate), H hidden, D width, L layers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..random import Gen, uniform
+from .embed import init_
+
+
+class Weights(NamedTuple):
+    """The two matrices of a feed-forward, which may be several experts side by side."""
+
+    into: Float[Tensor, "parts hidden width"]
+    out: Float[Tensor, "width hidden"]
+
+
+class Choice(NamedTuple):
+    """The experts that each row goes to in each layer, and what each of them counts; a row's weights sum to one."""
+
+    experts: Int[Tensor, "*rows layers top_k"]
+    weights: Float[Tensor, "*rows layers top_k"]
+
+
+class Dispatch(NamedTuple):
+    """One layer's rows, lined up by expert: place i holds row `source[i]`, and expert e has the next `sizes[e]` places.
+
+    `back` holds the places of each row, `weights` what each of them counts.
+    """
+
+    source: Int[Tensor, "places"]
+    sizes: list[int]
+    back: Int[Tensor, "rows top_k"]
+    weights: Float[Tensor, "rows top_k"]
+
+
+class Router(nn.Module):
+    """Probabilities of the experts: an MLP width -> 2 width -> GELU -> experts, for `layers` layers in one go.
+
+    Starts close to uniform.
+    """
+
+    def __init__(self, width: int, layers: int, experts: int) -> None:
+        super().__init__()
+        self.w_in_LHD = nn.Parameter(init_(torch.empty(layers, 2 * width, width)))
+        self.w_out_LEH = nn.Parameter(init_(torch.empty(layers, experts, 2 * width), gain=0.1))
+
+    def forward(self, x: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows layers experts"]:
+        hidden = F.gelu(torch.einsum("...d,lhd->...lh", x, self.w_in_LHD))
+        return torch.einsum("...lh,leh->...le", hidden, self.w_out_LEH).float().softmax(-1)
+
+
+def choose(probabilities: Float[Tensor, "*rows layers experts"], top_k: int, gen: Gen | None) -> Choice:
+    """The `top_k` likeliest experts or, with `gen`, as many drawn without replacement; probabilities renormalised.
+
+    The draw is an exponential race: each probability over an exponential variate, the largest win. With one expert a row
+    the weight is always one, so that its router learns from the load-balancing loss alone.
+    """
+    scores = probabilities
+    if gen is not None:
+        scores = probabilities / -torch.log1p(-uniform(probabilities.shape, gen, probabilities.device))
+    experts = scores.topk(top_k, -1).indices
+    weights = probabilities.gather(-1, experts)
+    return Choice(experts, weights / weights.sum(-1, keepdim=True))
+
+
+def dispatch(choice: Choice, experts: int) -> tuple[Dispatch, ...]:
+    """Rows grouped by expert, for each layer of a choice over `[rows, layers]`.
+
+    The sizes of all layers' groups are read at once, so that a GPU is waited for once and not once per layer.
+    """
+    top_k = choice.experts.shape[-1]
+    places = choice.experts.transpose(0, 1).flatten(1)
+    order = places.argsort(dim=-1, stable=True)
+    back = order.argsort(dim=-1).unflatten(-1, (-1, top_k))
+    sizes = F.one_hot(places, experts).sum(1).tolist()
+    return tuple(map(Dispatch, order // top_k, sizes, back, choice.weights.unbind(1)))
+
+
+def imbalance(probabilities: Float[Tensor, "rows layers experts"], choice: Choice) -> Float[Tensor, ""]:
+    """E sum_e f_e p_e, the mean over layers (Switch Transformer, arXiv 2101.03961, eq. 4).
+
+    f_e is the share of places that expert e got and p_e its mean probability, which alone carries gradient. One when
+    all experts are used alike, E when one takes everything.
+    """
+    experts = probabilities.shape[-1]
+    share = F.one_hot(choice.experts, experts).float().mean((0, 2))
+    return experts * (share * probabilities.mean(0)).sum(-1).mean()
+
+
+class FeedForward(nn.Module):
+    """width -> hidden -> width without biases, `experts` times over; a plain feed-forward is the case of one.
+
+    Args:
+        activation: `swiglu` (arXiv 2002.05202; the first layer's two parts are gate and value) or `gelu`.
+        gain: of the output matrices at the start.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str, experts: int = 1, gain: float = 1.0) -> None:
+        super().__init__()
+        parts = {"swiglu": 2, "gelu": 1}[activation]
+        self.w_in_EPHD = nn.Parameter(init_(torch.empty(experts, parts, hidden, width)))
+        self.w_out_EDH = nn.Parameter(init_(torch.empty(experts, width, hidden), gain))
+
+    def fuse(self, experts: Int[Tensor, "top_k"], weights: Float[Tensor, "top_k"]) -> Weights:
+        """These experts as one wide feed-forward, with their weights folded into its output matrix.
+
+        A copy: it takes as much memory as the experts do, and does not follow them when they are trained.
+        """
+        into = self.w_in_EPHD[experts].transpose(0, 1).flatten(1, 2)
+        out = self.w_out_EDH[experts] * weights.to(self.w_out_EDH.dtype)[:, None, None]
+        return Weights(into, out.transpose(0, 1).flatten(1))
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], how: Weights | Dispatch | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """`how`: fused weights for every row; each row's own experts (a row is a sample or a token); None if there is one."""
+        if isinstance(how, Dispatch):
+            return self._grouped(x, how)
+        return self._apply_to(x, *(how or (self.w_in_EPHD[0], self.w_out_EDH[0])))
+
+    def _grouped(self, x: Tensor, how: Dispatch) -> Tensor:
+        rows = x.reshape(len(how.back), -1, x.shape[-1])
+        tokens = rows.shape[1]
+        groups = rows.index_select(0, how.source).flatten(0, 1).split([size * tokens for size in how.sizes])
+        # unbind, not indexing: its gradient is one stack, where each index would fill a tensor of all experts' size.
+        experts = zip(groups, self.w_in_EPHD.unbind(), self.w_out_EDH.unbind(), strict=True)
+        places = torch.cat([self._apply_to(*expert) for expert in experts])
+        chosen = places.unflatten(0, (-1, tokens)).index_select(0, how.back.flatten()).unflatten(0, how.back.shape)
+        return torch.einsum("rk,rktd->rtd", how.weights.to(chosen.dtype), chosen).view_as(x)
+
+    def _apply_to(self, x: Tensor, into: Tensor, out: Tensor) -> Tensor:
+        first, *rest = (F.linear(x, part) for part in into.unbind())
+        return F.linear(F.silu(first) * rest[0] if rest else F.gelu(first), out)

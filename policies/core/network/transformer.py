@@ -1,0 +1,180 @@
+"""The denoiser: a transformer over action tokens that knows the noise level and the context."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ....spec import KinoiseError
+from ..process.base import Prediction
+from ..random import Gen, uniform
+from .attention import Attention
+from .config import NetworkConfig
+from .embed import Modulation, Modulations, NoiseEmbedding, linear, unit
+from .moe import Choice, Dispatch, FeedForward, Router, Weights, choose, dispatch, imbalance
+
+
+class Level(NamedTuple):
+    """Everything in a forward pass that depends on the noise alone. `Denoiser.level` makes one to serve any batch.
+
+    Args:
+        token: the noise as a token, `[1 or batch, 1, width]`.
+        branches: the modulations of each block's branches, and last the head's.
+        experts: each block's: fused (`Denoiser.level`), grouped by sample (training), None where noise does not choose.
+        balance: the routing's load-balancing loss, in training.
+    """
+
+    token: Tensor
+    branches: list[Modulation]
+    experts: tuple[Weights | Dispatch | None, ...]
+    balance: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention if there is a memory, feed-forward: residual branches, each behind its norm."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        # GPT-2's scaling: what writes into the residual stream starts smaller, so that depth does not change its size.
+        gain = (config.depth * config.branches) ** -0.5
+        self.config = config
+        self.attention = Attention(config, gain)
+        self.cross = Attention(config, gain, cross=True) if config.context == "cross" else None
+        self.router = Router(config.width, 1, config.experts) if config.routing == "token" and config.experts > 1 else None
+        self.feedforward = FeedForward(config.width, config.hidden, config.activation, config.experts, gain)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        memory: Float[Tensor, "batch context width"] | None,
+        branches: list[Modulation],
+        experts: Weights | Dispatch | None,
+        gen: Gen | None,
+        keep: int | None = None,
+    ) -> tuple[Float[Tensor, "batch kept width"], Tensor | None]:
+        """The last `keep` tokens, or all, after this block; and in training a token router's load-balancing loss."""
+        first, *second, last = branches
+        attended = self.attention(first.enter(x), keep=keep)
+        x = first.leave(x if keep is None else x[:, -keep:], self._drop(attended, gen))
+        if self.cross is not None:
+            x = second[0].leave(x, self._drop(self.cross(second[0].enter(x), memory), gen))
+        h, balance = last.enter(x), None
+        if self.router is not None:
+            experts, balance = self._route(self.router(h), gen)
+        base = h if self.config.moe_residual == "normalised" else x
+        return last.leave(base, self._drop(self.feedforward(h, experts), gen)), balance
+
+    def _route(self, probabilities: Tensor, gen: Gen | None) -> tuple[Dispatch, Tensor | None]:
+        choice = Choice(*(part.flatten(0, 1) for part in choose(probabilities, self.config.chosen, gen)))
+        balance = imbalance(probabilities.flatten(0, 1), choice) if self.training else None
+        return dispatch(choice, self.config.experts)[0], balance
+
+    def _drop(self, x: Tensor, gen: Gen | None) -> Tensor:
+        rate = self.config.dropout
+        if gen is None or rate == 0:
+            return x
+        return x * ((uniform(x.shape, gen, x.device) >= rate).to(x.dtype) / (1 - rate))
+
+
+class Denoiser(nn.Module):
+    """The network F of every process: noisy actions, the noise level and a context in, one vector per action out.
+
+    In prefix mode [noise token, context tokens, action tokens] are one sequence. In cross mode the action tokens attend
+    to themselves and, like diffusion_policy's transformer (arXiv 2303.04137), to the memory [noise token, context
+    tokens]. Actions have learned positions; context tokens bring their identity from their encoders. The last block
+    computes action tokens only: nothing reads the others.
+
+    The output matrix starts at zero, so a fresh network returns zero (as EDM's does, arXiv 2206.00364).
+
+    Args:
+        action_dim: numbers in an action.
+        chunk: actions in a plan.
+    """
+
+    def __init__(self, config: NetworkConfig, action_dim: int, chunk: int) -> None:
+        super().__init__()
+        self.config, self.chunk = config, chunk
+        self.actions = linear(action_dim, config.width)
+        self.position = nn.Parameter(torch.randn(chunk, config.width))
+        self.noise = NoiseEmbedding(config.width, config.noise_embedding)
+        self.modulations = Modulations(config)
+        self.router = Router(config.width, config.depth, config.experts) if config.routed else None
+        self.memory_norm = nn.Parameter(torch.ones(config.width)) if config.context == "cross" else None
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.depth)))
+        self.head = nn.Linear(config.width, action_dim)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch chunk action"],
+        noise: Float[Tensor, "*rows"] | Level,
+        context: Float[Tensor, "batch tokens width"],
+        gen: Gen | None = None,
+    ) -> Prediction:
+        """The network's output, `[batch, chunk, action]`; in training also the weighted load-balancing loss.
+
+        Args:
+            noise: the process's label, of each row (`[batch]`) or of all (0-d); or the `level` made of the latter.
+            gen: draws the experts and the dropout of training; not used in eval mode, which takes the likeliest experts.
+
+        Raises:
+            KinoiseError: training without `gen` where something has to be drawn.
+        """
+        gen = self._draws(gen)
+        level = noise if isinstance(noise, Level) else self._condition(noise, gen)
+        tokens, memory = self.actions(x.to(self.position.dtype)) + self.position, None
+        seen = [level.token.expand(len(x), -1, -1), context] if self.config.noise_token else [context]
+        if self.memory_norm is None:
+            tokens = torch.cat([*seen, tokens], 1)
+        else:
+            memory = unit(torch.cat(seen, 1), self.memory_norm * self.config.width**0.5)
+        balances = [level.balance]
+        for index, block in enumerate(self.blocks):
+            start = index * self.config.branches
+            branches = level.branches[start : start + self.config.branches]
+            keep = self.chunk if index == len(self.blocks) - 1 else None
+            tokens, balance = block(tokens, memory, branches, level.experts[index], gen, keep)
+            balances.append(balance)
+        value = self.head(level.branches[-1].enter(tokens)).to(x.dtype)
+        parts = [balance for balance in balances if balance is not None]
+        return Prediction(value, self.config.balance * torch.stack(parts).mean() if parts else None)
+
+    @torch.no_grad()
+    def level(self, noise: Float[Tensor, ""]) -> Level:
+        """What a whole batch at one noise level shares, to be computed once: phi, norms and gates, experts chosen and fused.
+
+        It holds copies of the chosen experts and goes stale when the weights change.
+        """
+        return self._condition(noise, None)
+
+    @torch.no_grad()
+    def expert_use(self, noise: Float[Tensor, "levels"]) -> Float[Tensor, "levels depth experts"] | None:
+        """Each expert's probability at each noise label; rows sum to one. None where noise does not choose experts."""
+        return None if self.router is None else self.router(self.noise(noise))
+
+    def _condition(self, noise: Tensor, gen: Gen | None) -> Level:
+        phi = self.noise(noise)
+        experts, balance = (None,) * self.config.depth, None
+        if self.router is not None:
+            probabilities = self.router(phi)
+            choice = choose(probabilities, self.config.chosen, gen)
+            if noise.ndim == 0:
+                experts = tuple(block.feedforward.fuse(*one) for block, *one in zip(self.blocks, *choice, strict=True))
+            else:
+                experts = dispatch(choice, self.config.experts)
+                balance = imbalance(probabilities, choice) if self.training and self.config.routing == "noise" else None
+        rows = phi if noise.ndim == 0 else phi[:, None]
+        return Level(phi.view(-1, 1, self.config.width), self.modulations(rows), experts, balance)
+
+    def _draws(self, gen: Gen | None) -> Gen | None:
+        """`gen` in training, None otherwise."""
+        if not self.training:
+            return None
+        if gen is None and (self.config.dropout or self.config.chosen < self.config.experts):
+            raise KinoiseError("a network in training draws experts or dropout: pass gen=, or call eval() first")
+        return gen

@@ -1,0 +1,137 @@
+"""Camera images as tokens: a ResNet-18 that the instruction modulates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ...spec import KinoiseError
+
+# Inputs, outputs, stride.
+BLOCKS = (
+    *((64, 64, 1), (64, 64, 1)),
+    *((64, 128, 2), (128, 128, 1)),
+    *((128, 256, 2), (256, 256, 1)),
+    *((256, 512, 2), (512, 512, 1)),
+)
+CHANNELS, POINTS = BLOCKS[-1][1], 64
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    return layer
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 16, channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a FiLM (arXiv 1709.07871) on the branch before it is added.
+
+    The last norm's scale starts at zero, so a fresh block passes its input on (arXiv 1706.02677, section 5.1).
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        last = _norm(outputs)
+        nn.init.zeros_(last.weight)
+        first = (_conv(inputs, outputs, 3, stride), _norm(outputs), nn.ReLU())
+        self.branch = nn.Sequential(*first, _conv(outputs, outputs, 3), last)
+        same = inputs == outputs and stride == 1
+        self.skip = nn.Identity() if same else nn.Sequential(_conv(inputs, outputs, 1, stride), _norm(outputs))
+
+    def forward(self, x: Tensor, film: Tensor | None) -> Tensor:
+        branch = self.branch(x)
+        if film is not None:
+            scale, shift = film[..., None, None].chunk(2, dim=1)
+            branch = torch.addcmul(branch + shift, branch, scale)
+        return F.relu(self.skip(x) + branch)
+
+
+class SpatialSoftmax(nn.Module):
+    """Feature maps to the places they fire at (arXiv 1504.00702): `2 * points` coordinates in [-1, 1], x then y."""
+
+    def __init__(self, channels: int, points: int) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(channels, points, 1)
+
+    def forward(self, x: Float[Tensor, "images channels rows columns"]) -> Float[Tensor, "images coordinates"]:
+        weights = self.maps(x).flatten(2).softmax(-1).unflatten(-1, x.shape[2:])
+        across, down = (torch.linspace(-1, 1, size, device=x.device, dtype=weights.dtype) for size in (x.shape[3], x.shape[2]))
+        return torch.cat([weights.sum(2) @ across, weights.sum(3) @ down], -1)
+
+
+class ResNet(nn.Module):
+    """ResNet-18 (arXiv 1512.03385) with group norm instead of batch norm, whose running statistics an EMA would spoil.
+
+    As in diffusion_policy (arXiv 2303.04137) there is a spatial softmax at its end, which keeps the places of things;
+    `average` is the classifier's global mean, which drops them. MoDE's FiLM on every block carries the instruction; it
+    starts as the identity.
+    """
+
+    def __init__(self, width: int, condition: int | None, pool: str) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, 64, 7, 2), _norm(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.blocks = nn.ModuleList(ResidualBlock(*shape) for shape in BLOCKS)
+        self.sizes = [2 * outputs for _, outputs, _ in BLOCKS]
+        self.film = None if condition is None else nn.Linear(condition, sum(self.sizes))
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+        if pool == "softmax":
+            self.pool, features = SpatialSoftmax(CHANNELS, POINTS), 2 * POINTS
+        else:
+            self.pool, features = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), CHANNELS
+        self.out = nn.Linear(features, width)
+
+    def forward(
+        self, images: UInt8[Tensor, "images height columns 3"], condition: Float[Tensor, "images condition"] | None
+    ) -> Float[Tensor, "images width"]:
+        # Height, width, channels in memory is torch's channels_last, the faster layout for convolutions.
+        x = self.stem(images.permute(0, 3, 1, 2).to(self.out.weight.dtype) / 127.5 - 1)
+        films = [None] * len(self.blocks) if self.film is None else self.film(condition).split(self.sizes, dim=-1)
+        for block, film in zip(self.blocks, films, strict=True):
+            x = block(x, film)
+        return self.out(self.pool(x))
+
+
+class ImageEncoder(nn.Module):
+    """One token for each camera and history step, cameras outermost, with a learned vector for each place.
+
+    Args:
+        cameras: how many; they may differ in size.
+        history: steps, the last of them now.
+        width: of the tokens.
+        condition: size of the vector that modulates the features (the instruction's); None for none.
+        shared: one network for all cameras instead of one each.
+        pool: `softmax` keeps where things are (the default), `average` does not.
+
+    Raises KinoiseError for an unknown pool.
+    """
+
+    def __init__(
+        self, cameras: int, history: int, width: int, condition: int | None = None, shared: bool = False, pool: str = "softmax"
+    ) -> None:
+        super().__init__()
+        if pool not in ("softmax", "average"):
+            raise KinoiseError(f"pool={pool}: expected softmax or average")
+        self.networks = nn.ModuleList(ResNet(width, condition, pool) for _ in range(1 if shared else cameras))
+        self.place = nn.Parameter(torch.randn(cameras, history, width))
+
+    def forward(
+        self,
+        images: Sequence[UInt8[Tensor, "batch history _ _ 3"]],
+        condition: Float[Tensor, "batch condition"] | None = None,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """`images` holds one tensor per camera, RGB in [0, 255]."""
+        cameras, history, _ = self.place.shape
+        condition = None if condition is None else condition.repeat_interleave(history, 0)
+        networks = list(self.networks) * (cameras // len(self.networks))
+        tokens = [network(image.flatten(0, 1), condition) for network, image in zip(networks, images, strict=True)]
+        return torch.cat([token.unflatten(0, (-1, history)) for token in tokens], 1) + self.place.flatten(0, 1)

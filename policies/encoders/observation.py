@@ -1,0 +1,88 @@
+"""A whole observation as context tokens: the instruction, then state, then images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ...spec import KinoiseError, Observation, Spec, Stats
+from ..core.codec import Affine
+from .image import ImageEncoder
+from .language import Language
+from .state import StateEncoder
+
+
+@dataclass
+class EncoderConfig:
+    """How observations become tokens."""
+
+    state: str = field(default="meanstd", metadata={"help": "scaling of state: meanstd, minmax or quantile"})
+    shared_cameras: bool = field(default=False, metadata={"help": "one image network for all cameras"})
+    pool: str = field(default="softmax", metadata={"help": "end of the image network: softmax or average"})
+
+
+class ObservationEncoder(nn.Module):
+    """Tokens of `width`: one for the instruction, one per state key and step, one per camera and step.
+
+    Args:
+        spec: with the observations to use.
+        stats: of every state in it.
+        texts: the training data's instructions.
+        history: steps, the last of them now.
+
+    Raises KinoiseError for images too small for the image network.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...], history: int, width: int
+    ) -> None:
+        super().__init__()
+        states = {key: item for key, item in spec.observations.items() if item.kind == "state"}
+        self.cameras = [key for key, item in spec.observations.items() if item.kind == "image"]
+        self.history = history
+        self.language = Language(texts, width) if spec.language else None
+        # Module names may hold no dots, which keys like "image.corner" do: these two go by position.
+        self.keys = list(states)
+        self.codecs = nn.ModuleList(Affine.fit(stats[key], config.state) for key in states)
+        self.states = nn.ModuleList(StateEncoder(item.shape[0], history, width) for item in states.values())
+        self.images = None
+        small = [key for key in self.cameras if min(spec.observations[key].shape[:2]) <= 32]
+        if small and config.pool == "softmax":
+            # ResNet-18 divides sizes by 32: a map of one place fires at that place whatever it sees.
+            raise KinoiseError(f"{small}: images of at most 32 pixels leave nothing to see; take larger ones, or encoder.pool=average")
+        if self.cameras:
+            condition = width if spec.language else None
+            self.images = ImageEncoder(len(self.cameras), history, width, condition, config.shared_cameras, config.pool)
+
+    def forward(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch tokens width"]:
+        """Args:
+            dropped: rows whose instruction is hidden (goal dropout, the unconditional half of guidance).
+
+        Raises:
+            KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
+        """
+        self._check(obs)
+        tokens, condition = [], None
+        if self.language is not None:
+            assert obs.text is not None
+            condition = self.language(obs.texts, obs.text, None if dropped is None else ~dropped)
+            tokens.append(condition[:, None])
+        for key, codec, encoder in zip(self.keys, self.codecs, self.states, strict=True):
+            tokens.append(encoder(codec.encode(obs.values[key].to(encoder.step.device))))
+        if self.images is not None:
+            images = [obs.values[key].to(self.images.place.device) for key in self.cameras]
+            tokens.append(self.images(images, condition))
+        return torch.cat(tokens, 1)
+
+    def _check(self, obs: Observation) -> None:
+        for key in [*self.keys, *self.cameras]:
+            if key not in obs.values:
+                raise KinoiseError(f"the observation lacks '{key}'; it has {sorted(obs.values)}")
+            if obs.values[key].shape[1] != self.history:
+                raise KinoiseError(f"'{key}' has {obs.values[key].shape[1]} steps of history; the policy needs {self.history}")
+        if self.language is not None and (obs.text is None or not obs.texts):
+            raise KinoiseError("the policy needs an instruction with every observation: give Observation.texts and .text")

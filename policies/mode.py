@@ -1,0 +1,55 @@
+"""MoDE: mixture of denoising experts (Reuss et al. 2024, arXiv 2412.12953).
+
+The diffusion policy with EDM's process, a network whose experts are chosen by the noise level alone, and noise in
+the attention's input. At inference the levels are known, so each level's experts are looked up and fused once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .base import DecodeConfig
+from .core.network import NetworkConfig
+from .core.process import ProcessConfig
+from .diffusion import DiffusionConfig, DiffusionPolicy
+
+
+@dataclass
+class ModeConfig(DiffusionConfig):
+    """The paper's design at a size that trains on a laptop."""
+
+    name: str = "mode"
+    process: ProcessConfig = field(default_factory=lambda: ProcessConfig(kind="edm", parametrisation="F"))
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(
+            noise_token=True,
+            noise_attention=True,
+            adaptive_norm=False,
+            noise_embedding="linear",
+            causal=True,
+            qk_norm=True,
+            activation="swiglu",
+            experts=4,
+            top_k=2,
+            routing="noise",
+        )
+    )
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(steps=5))
+
+
+class ModePolicy(DiffusionPolicy):
+    """See `DiffusionPolicy`; adds the account of which expert serves which noise level."""
+
+    config: ModeConfig
+
+    @torch.inference_mode()
+    def expert_use(self) -> dict[str, Any] | None:
+        """Routing probabilities at 32 levels from noise to clean: `noise` is the network's label, ln(sigma) / 4 for EDM."""
+        if self.config.network.experts == 1 or self.config.network.routing != "noise":
+            return None
+        noise = torch.stack([self.process.label(t) for t in self.process.grid(32)[:-1]])
+        use = self.network.expert_use(noise.to(self.device, torch.float32))
+        return {"noise": noise.tolist(), "use": use.tolist()}

@@ -1,0 +1,65 @@
+"""Where a figure comes from: versions, commit and machine, stored beside every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from . import __version__
+
+LIBRARIES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of kinoise and of the installed libraries that can change a figure."""
+    found = {"kinoise": __version__, "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The source's git commit, `+dirty` when files differ from it; None outside a git checkout of kinoise."""
+    root = Path(__file__).resolve().parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+dirty" if dirty else head
+
+
+def machine() -> dict[str, str | int | float | None]:
+    """What the figures were measured on. `cores` are those that this process may use."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(memory, 1),
+        "gpu": gpu,
+        "os": platform.platform(),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(root), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())

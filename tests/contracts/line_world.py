@@ -1,0 +1,87 @@
+"""A simulator for tests, imported by name in worker processes: a point on a line has to reach a goal.
+
+The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
+`line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move; `line/unbuildable` can't be built.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from kinoise.envs.base import Env
+from kinoise.spec import Feature, KinoiseError, Spec
+
+SPEC = Spec(
+    observations={
+        "state": Feature((3,), names=("position", "goal", "clock"), unit=("m", "m", "1")),
+        "image.top": Feature((4, 6, 3), kind="image"),
+    },
+    action=Feature((1,), low=(-0.1,), high=(0.1,)),
+    rate=40.0,
+)
+HORIZON = 30
+
+
+class LineWorld(Env):
+    def __init__(self, task: str, *, render: bool = False, jitter: float = 0.0) -> None:
+        if task == "line/unbuildable":
+            raise KinoiseError("no such line. Draw one.")
+        super().__init__(task, f"do {task.removeprefix('line/')}", SPEC, HORIZON)
+        self._renders, self._jitter = render, jitter
+        self._odd = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        assert seed is not None
+        place, way, side = np.random.default_rng(seed).random(3)
+        self._position, self._goal = 0.1 * place, (0.5 + 0.5 * way) * (1 if side < 0.5 else -1)
+        self._odd, self._clock = seed % 2 == 1, 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray):
+        self._clock += 1
+        if self._jitter:
+            time.sleep(self._jitter * np.random.default_rng().random())
+        if self._odd and self._clock == 3:
+            if self.task == "line/raise":
+                raise RuntimeError("the line\nbroke")
+            if self.task == "line/die":
+                os._exit(7)
+        if not (self._odd and self.task == "line/stuck"):
+            self._position += float(np.clip(action, -0.1, 0.1)[0])
+        distance = abs(self._position - self._goal)
+        reward = np.nan if self._odd and self.task == "line/nan" else -distance
+        return self._observation(), reward, False, self._clock >= HORIZON, {"success": bool(distance < 0.02)}
+
+    def render(self) -> np.ndarray:
+        assert self._renders
+        frame = np.full((65, 96, 3), 32, np.uint8)
+        frame[:, int((self._position + 2) / 4 * 95)] = 255
+        return frame
+
+    def initial(self) -> dict[str, Any]:
+        return {"goal": float(self._goal)}
+
+    def expert(self) -> LineExpert:
+        return LineExpert()
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        state = np.array([self._position, self._goal, self._clock], np.float32)
+        return {"state": state, "image.top": np.full((4, 6, 3), self._clock, np.uint8)}
+
+
+class LineExpert:
+    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        position, goal, _ = observation["state"]
+        return np.clip(np.array([goal - position], np.float32), -0.1, 0.1)
+
+
+def make(task: str, *, render: bool = False) -> LineWorld:
+    return LineWorld(task, render=render)
+
+
+def make_slow(task: str, *, render: bool = False) -> LineWorld:
+    """Takes random times, which nothing may depend on."""
+    return LineWorld(task, render=render, jitter=0.004)

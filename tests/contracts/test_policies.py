@@ -1,0 +1,213 @@
+"""Contracts over every policy and preset: trains, saves, loads, plans; and what is wrong with a checkpoint is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from kinoise.policies import POLICIES, build_policy, choices
+from kinoise.policies.base import Policy
+from kinoise.policies.checkpoint import load_policy, save_policy
+from kinoise.spec import Batch, Feature, KinoiseError, Observation, Spec, Stats
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+TEXTS = ("open the drawer", "close the drawer")
+SPEC = Spec(
+    observations={"state": Feature((5,)), "image.front": Feature((48, 48, 3), kind="image")},
+    action=Feature((3,), low=(-1.0,) * 3, high=(1.0,) * 3),
+    rate=20.0,
+)
+STATS = {
+    key: Stats(mean=(0.1,) * n, std=(0.5,) * n, min=(-1.0,) * n, max=(1.0,) * n, q01=(-0.9,) * n, q99=(0.9,) * n, count=9)
+    for key, n in (("state", 5), ("image.front", 3), ("action", 3))
+}
+SMALL = {"network": {"width": 32, "depth": 2}, "chunk": 4, "execute": 2}
+
+
+def small(name: str, **over: object) -> Policy:
+    config = OmegaConf.merge(OmegaConf.structured(choices()[name]), SMALL, {"observations": ["state"]}, over)
+    return build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=0)
+
+
+def observation(policy: Policy, rows: int = 3, seed: int = 0) -> Observation:
+    gen = torch.Generator().manual_seed(seed)
+    shape = (rows, policy.config.history)
+    values = {"state": torch.randn(*shape, 5, generator=gen)}
+    if "image.front" in policy.spec.observations:
+        values["image.front"] = torch.randint(0, 256, (*shape, 48, 48, 3), generator=gen, dtype=torch.uint8)
+    return Observation(values, TEXTS, torch.arange(rows) % 2)
+
+
+def batch(policy: Policy, rows: int = 8) -> Batch:
+    gen = torch.Generator().manual_seed(1)
+    chunk = policy.config.chunk
+    actions = torch.randn(rows, chunk, 3, generator=gen).clamp(-1, 1)
+    return Batch(observation(policy, rows), actions, torch.arange(chunk)[None] < torch.arange(1, rows + 1)[:, None])
+
+
+def train(policy: Policy, steps: int = 2, lr: float = 1e-2) -> list[float]:
+    optimizer, data, losses = torch.optim.AdamW(policy.parameters(), lr=lr), batch(policy), []
+    for step in range(steps):
+        loss = policy.loss(data, torch.Generator().manual_seed(step)).total
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def generators(rows: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(row) for row in range(rows)]
+
+
+@pytest.mark.parametrize("name", choices())
+def test_trains_saves_loads_and_plans(name: str, tmp_path: Path) -> None:
+    policy = small(name)
+    assert all(loss > 0 for loss in train(policy))
+    ema = {key: item * 0.5 for key, item in policy.named_parameters()}
+    save_policy(tmp_path, policy, ema)
+    for averaged in (False, True):
+        if averaged:
+            policy.load_state_dict({**policy.state_dict(), **ema})
+        loaded = load_policy(tmp_path, ema=averaged)
+        obs = observation(policy)
+        plan, again = (item.eval().plan(obs, generators(3)) for item in (policy, loaded))
+        assert plan.actions.shape == (3, policy.config.chunk, 3)
+        assert plan.actions.isfinite().all()
+        assert plan.nfe > 0
+        assert torch.equal(plan.actions, again.actions)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_learns(name: str) -> None:
+    losses = train(small(name, goal_dropout=0.0), steps=60, lr=3e-3)
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_sees_images_and_histories(name: str) -> None:
+    policy = small(name, observations=["state", "image.front"], history=2, encoder={"shared_cameras": True})
+    train(policy)
+    obs = observation(policy.eval())
+    plan = policy.plan(obs, generators(3))
+    mirrored = replace(obs, values={**obs.values, "image.front": obs.values["image.front"].flip(2)})
+    older = replace(obs, values={**obs.values, "state": obs.values["state"].flip(1)})
+    for other in (mirrored, older):
+        assert not torch.equal(policy.plan(other, generators(3)).actions, plan.actions)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_rows_of_a_batch_do_not_meet(name: str) -> None:
+    policy = small(name)
+    train(policy)
+    obs = observation(policy.eval())
+    together = policy.plan(obs, generators(3)).actions
+    for row in range(3):
+        one = Observation({"state": obs.values["state"][row : row + 1]}, TEXTS, obs.text[row : row + 1])
+        torch.testing.assert_close(policy.plan(one, generators(3)[row : row + 1]).actions[0], together[row], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_instructions_matter_and_guidance_of_one_is_none(name: str) -> None:
+    policy = small(name)
+    train(policy, steps=5)
+    obs = observation(policy.eval())
+    swapped = replace(obs, text=1 - obs.text)
+    plan = policy.plan(obs, generators(3))
+    assert not torch.allclose(policy.plan(swapped, generators(3)).actions, plan.actions)
+    guided = load_changed(policy, guidance=3.0)
+    assert guided.plan(obs, generators(3)).nfe == 2 * plan.nfe
+    assert not torch.allclose(guided.plan(obs, generators(3)).actions, plan.actions)
+
+
+def load_changed(policy: Policy, **decode: object) -> Policy:
+    config = OmegaConf.merge(OmegaConf.structured(policy.config), {"decode": decode})
+    other = build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=1)
+    other.load_state_dict(policy.state_dict())
+    return other.eval()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_levels_follow_the_weights(name: str) -> None:
+    """What is remembered per noise level has to go when the weights change."""
+    policy, other = small(name), small(name)
+    train(policy, steps=3)
+    train(other, steps=6)
+    obs = observation(policy)
+    expected = other.eval().plan(obs, generators(3)).actions
+    before = policy.eval().plan(obs, generators(3)).actions
+    policy.load_state_dict(other.state_dict())
+    assert not torch.equal(before, expected)
+    assert torch.equal(policy.plan(obs, generators(3)).actions, expected)
+
+
+def test_images_too_small_to_be_seen_are_refused() -> None:
+    tiny = replace(SPEC, observations={"image.front": Feature((32, 32, 3), kind="image")})
+    with pytest.raises(KinoiseError, match="32 pixels"):
+        build_policy(choices()["mode"], tiny, STATS, TEXTS)
+
+
+def test_expert_use_is_a_distribution() -> None:
+    use = small("mode").eval().expert_use()
+    assert use is not None
+    torch.testing.assert_close(torch.tensor(use["use"]).sum(-1), torch.ones(len(use["noise"]), 2))
+    assert small("diffusion").expert_use() is None
+    assert small("mode_token").expert_use() is None
+
+
+@pytest.fixture()
+def saved(tmp_path: Path) -> Path:
+    policy = small("mode")
+    save_policy(tmp_path, policy, dict(policy.named_parameters()))
+    return tmp_path
+
+
+def edit(directory: Path, change: dict) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(OmegaConf.to_container(OmegaConf.merge(json.loads(path.read_text()), change))))
+
+
+def test_a_wrong_checkpoint_says_what_is_wrong(saved: Path) -> None:
+    weights = load_file(saved / "ema.safetensors")
+    key = next(iter(weights))
+    (saved / "ema.safetensors").write_bytes((saved / "ema.safetensors").read_bytes()[:-100])
+    with pytest.raises(KinoiseError, match="cut short"):
+        load_policy(saved)
+    save_file({**{name: item for name, item in weights.items() if name != key}, "other": weights[key].clone()}, saved / "ema.safetensors")
+    with pytest.raises(KinoiseError, match=rf"{key} is missing; other is unknown"):
+        load_policy(saved)
+    (saved / "ema.safetensors").unlink()
+    with pytest.raises(KinoiseError, match="is missing"):
+        load_policy(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": {"network": {"width": 64}}}, "has shape"),
+        ({"policy": {"colour": 1}}, "colour"),
+        ({"policy": {"name": "other"}}, "'other' is unknown"),
+        ({"spec": {"colour": 1}}, "unknown keys"),
+        ({"format": 99}, "format"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(saved: Path, change: dict, message: str) -> None:
+    edit(saved, change)
+    with pytest.raises(KinoiseError, match=message):
+        load_policy(saved)
+
+
+def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
+    with pytest.raises(KinoiseError, match="no checkpoint there"):
+        load_policy(tmp_path / "nowhere")
+    with pytest.raises(KinoiseError, match="sampler"):
+        load_policy(saved, decode={"sampler": "magic"})
+    with pytest.raises(KinoiseError, match="the data hold"):
+        small("mode", observations=["camera"])
+    with pytest.raises(KinoiseError, match="training mode"):
+        policy = small("mode")
+        policy.plan(observation(policy), generators(3))

@@ -1,0 +1,141 @@
+"""`kinoise train`: a policy from demonstrations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from ..config import UsageError, parse
+from ..data import FORMATS, EpisodeStore, open_store
+from ..data.windows import Windows
+from ..policies import build_policy, choices
+from ..policies.base import Policy
+from ..policies.checkpoint import load_policy
+from ..spec import KinoiseError
+from .checkpoint import RunDirectory, State
+from .config import Settings, TrainConfig, differences
+from .loop import Trainer
+from .session import Session, as_json
+from .validation import Validation, split
+
+ABOUT = """Trains a policy on demonstrations. OUT/checkpoints/last is the newest checkpoint, which is all that evaluation needs;
+OUT/metrics.jsonl and OUT/tensorboard hold the curves, OUT/train.json is the account of a finished run. A run that was
+killed goes on with the same command and resume=true, and ends with the weights that it would have had."""
+
+PROBES = 64
+
+
+def main(argv: Sequence[str]) -> int:
+    """See ABOUT. The exit code is 0 after the last update, 130 or 143 after a signal."""
+    settings = parse(
+        "train",
+        Settings,
+        argv,
+        groups={"policy": choices()},
+        defaults={"policy": "mode"},
+        about=ABOUT,
+        choices={"data": lambda: f"formats: {', '.join(FORMATS)}"},
+    )
+    accelerator = make_accelerator(settings.train)
+    run, console = (
+        RunDirectory(Path(settings.out), settings.train.keep),
+        Console(stderr=True, quiet=not accelerator.is_main_process),
+    )
+    store = open_store(settings.data)
+    with run.claimed(settings.resume) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        state = run.newest()
+        if state is None:
+            if settings.resume:
+                console.print(f"{run.path}: no checkpoint to resume from, so the run starts from the beginning", soft_wrap=True)
+        elif is_finished(settings, run, state, store, console):
+            return 0
+        else:
+            console.print(f"{run.path}: going on after update {state.step}", highlight=False, soft_wrap=True)
+        session = make_session(settings, run, state, store, accelerator, console)
+        run.summary.unlink(missing_ok=True)
+        return session.train()
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device, precision and processes as Accelerate finds them, or as `accelerate launch` was told.
+
+    Raises UsageError when the batch can't be shared equally between the processes.
+    """
+    precision = config.precision
+    if precision == "auto":
+        usable = config.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if usable else "no"
+    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    if config.batch_size % accelerator.num_processes:
+        raise UsageError(
+            f"train.batch_size={config.batch_size} can't be shared by {accelerator.num_processes} processes: take a multiple"
+        )
+    return accelerator
+
+
+def is_finished(settings: Settings, run: RunDirectory, state: State, store: EpisodeStore, console: Console) -> bool:
+    """Whether nothing is left to do in a run with checkpoints; says so.
+
+    Raises KinoiseError when the run was started with other settings or data, with every difference.
+    """
+    changed = differences(state.settings, as_json(settings))
+    if state.data != fingerprint(store):
+        changed.append(f"data: {settings.data} does not hold what the run was trained on until now")
+    if changed:
+        raise KinoiseError(
+            f"{run.path} was started with other settings, and a resumed run has to keep them: {'; '.join(changed)}. "
+            f"Take them back, or train anew in another out=."
+        )
+    if state.step == settings.train.steps and run.summary.exists():
+        console.print(f"{run.path} has all its {state.step} updates: nothing left to train", highlight=False, soft_wrap=True)
+        return True
+    threads = torch.get_num_threads()
+    if threads != state.threads:
+        console.print(f"note: {threads} threads instead of {state.threads} round differently, so weights will differ slightly")
+    return False
+
+
+def make_session(
+    settings: Settings, run: RunDirectory, state: State | None, store: EpisodeStore, accelerator: Accelerator, console: Console
+) -> Session:
+    """Everything that training needs, new or as it was at `state`.
+
+    Raises KinoiseError for data that can't be trained on, a policy that can't take them, or a damaged checkpoint.
+    """
+    config, seed = settings.train, settings.seed
+    learnt, held_out = split(store, config.validation, seed)
+    policy = build(settings, store) if state is None else load_policy(run.checkpoint(state.step), ema=False)
+    shape = {"chunk": policy.config.chunk, "history": policy.config.history}
+    windows = Windows(store, **shape, subset=learnt)
+    remedy = f"Train in another out= with train.lr < {config.lr}, or see what is wrong with kinoise inspect {settings.data}."
+    trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
+    if state is not None:
+        ema = run.ema(state.step) if config.ema else {}
+        trainer.restore(state.step, ema, run.optimizer(state.step))
+    validation = Validation(Windows(store, **shape, subset=held_out), config.batch_size, seed) if held_out else None
+    elapsed = state.elapsed_s if state else 0.0
+    return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed)
+
+
+def build(settings: Settings, store: EpisodeStore) -> Policy:
+    """The policy before its first update. Raises KinoiseError for NaN in the data and for data that it can't take."""
+    return build_policy(settings.policy, store.spec, store.stats(), store.texts, settings.seed)
+
+
+def fingerprint(store: EpisodeStore) -> str:
+    """Changes when the demonstrations do, without reading them all: spec, episodes, instructions and some of the steps."""
+    digest = hashlib.sha256(json.dumps([store.spec.to_json(), store.texts]).encode())
+    digest.update(store.ends.tobytes() + store.text.tobytes())
+    probes = np.linspace(0, int(store.ends[-1]) - 1, PROBES).astype(np.int64)
+    for key in store.keys:
+        digest.update(store.gather(key, probes).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""A run on disk: complete checkpoints or none, the newest of which training goes on from.
+
+OUT/checkpoints/<step>/      the policy (see policies/checkpoint.py) and
+    training_state/          optimizer.safetensors by parameter name, state.json
+OUT/checkpoints/last         -> the newest
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..files import disk_errors, link, new_directory, read_json, write_file, write_json
+from ..policies.base import Policy
+from ..policies.checkpoint import save_policy, weights_path
+from ..spec import KinoiseError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class State:
+    """What training needs besides tensors. The order of the data and the noise are functions of `step`: see order.py.
+
+    Args:
+        step: updates made.
+        elapsed_s: seconds they took, over all sessions.
+        threads: torch's on the CPU; with another number sums are rounded differently.
+        data: fingerprint of the demonstrations.
+        settings: of the run, as JSON.
+    """
+
+    step: int
+    elapsed_s: float
+    threads: int
+    data: str
+    settings: dict[str, Any]
+
+
+class RunDirectory:
+    """OUT of `kinoise train`. Whatever it lists as a checkpoint is complete: one appears by a rename and vanishes by one.
+
+    Args:
+        keep: how many checkpoints to keep, the newest ones.
+    """
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path, self.keep = path, keep
+        self.checkpoints, self.summary = path / "checkpoints", path / "train.json"
+        self.metrics, self.tensorboard = path / "metrics.jsonl", path / "tensorboard"
+
+    @contextmanager
+    def claimed(self, resume: bool) -> Iterator[None]:
+        """Creates the directory, or tidies what a killed process left there, and keeps other processes out during the block.
+
+        A block that ends before it logged or saved anything leaves nothing.
+
+        Raises:
+            KinoiseError: there is something and `resume` is false, or something that is no run, or a process that trains there.
+        """
+        existed = self.path.exists()
+        with disk_errors(self.path):
+            if existed:
+                self._require_usable(resume)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            self._lock(descriptor)
+            self._tidy()
+            try:
+                yield
+            finally:
+                self._vanish(existed)
+        finally:
+            os.close(descriptor)
+
+    def _vanish(self, existed: bool) -> None:
+        """Takes back a run that ended before it had anything to tell: no checkpoint, not a line of metrics."""
+        if self.steps() or (self.metrics.exists() and self.metrics.stat().st_size):
+            return
+        shutil.rmtree(self.checkpoints)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        self.metrics.unlink(missing_ok=True)
+        if not existed:
+            with suppress(OSError):  # not empty: a tracker's
+                self.path.rmdir()
+
+    def _require_usable(self, resume: bool) -> None:
+        if not self.path.is_dir():
+            raise KinoiseError(f"{self.path} is a file: choose another out=.")
+        if not any(self.path.iterdir()):
+            return
+        if not resume:
+            raise KinoiseError(f"{self.path} is not empty: resume=true continues the run there, or choose another out=.")
+        if not self.checkpoints.is_dir():
+            raise KinoiseError(f"{self.path} is not empty and holds no run to resume: choose another out=.")
+
+    def _lock(self, descriptor: int) -> None:
+        """The kernel drops it when the process ends, however it ends."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise KinoiseError(f"{self.path}: another process trains there. Wait for it, or choose another out=.") from error
+
+    def _tidy(self) -> None:
+        """Removes what was half-written, and does what should have followed the newest checkpoint."""
+        for item in [*self.checkpoints.glob(".*"), *self.path.glob(".*.json*")]:
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+        self._settle()
+
+    def steps(self) -> list[int]:
+        """Those of the checkpoints, ascending."""
+        return sorted(int(item.name) for item in self.checkpoints.glob("[0-9]*") if item.name.isdigit())
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / str(step)
+
+    def save(self, state: State, policy: Policy, ema: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """A new checkpoint, `last` pointing at it, and the oldest removed. Raises KinoiseError on a full disk."""
+        try:
+            with new_directory(self.checkpoint(state.step)) as directory:
+                save_policy(directory, policy, ema)
+                training = directory / "training_state"
+                training.mkdir()
+                write_file(training / "optimizer.safetensors", lambda path: save_file(dict(optimizer), path))
+                write_json(training / "state.json", {"format": FORMAT, **asdict(state)})
+        except SafetensorError as error:  # which is how safetensors reports a full disk
+            raise KinoiseError(
+                f"could not write {self.checkpoint(state.step)}: {error}. Free some space, then add resume=true."
+            ) from error
+        self._settle()
+
+    def _settle(self) -> None:
+        steps = self.steps()
+        if steps:
+            link(self.checkpoints / "last", str(steps[-1]))
+        for step in steps[: -self.keep]:
+            doomed = self.checkpoints / f".{step}.old"
+            os.rename(self.checkpoint(step), doomed)
+            shutil.rmtree(doomed)
+
+    def newest(self) -> State | None:
+        """The state of the newest checkpoint; None without one. Raises KinoiseError when another version wrote it."""
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.checkpoint(steps[-1]) / "training_state" / "state.json"
+        value = read_json(path)
+        if value.pop("format", None) != FORMAT or value.keys() != State.__dataclass_fields__.keys():
+            raise KinoiseError(
+                f"{path} was written by another kinoise, and this one can't resume it: train anew in another out=."
+            )
+        return State(**value)
+
+    def optimizer(self, step: int) -> dict[str, Tensor]:
+        return _tensors(self.checkpoint(step) / "training_state" / "optimizer.safetensors")
+
+    def ema(self, step: int) -> dict[str, Tensor]:
+        return _tensors(weights_path(self.checkpoint(step)))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError) as error:
+        raise KinoiseError(
+            f"{path} can't be read ({error}). Remove {path.parent.parent} to resume from an older checkpoint."
+        ) from error

@@ -1,0 +1,114 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases on request."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ..config import UsageError
+from ..files import disk_errors, read_json, write_json, write_text
+from .checkpoint import RunDirectory
+from .config import TrainConfig
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Takes named numbers after an update; a resumed run repeats the updates that its checkpoint lacks."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """`metrics.jsonl`: one JSON object a line. What an earlier run wrote after update `step` is cut off."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        with disk_errors(path):
+            write_text(path, "".join(_until(path, step)))
+            self._path, self._file = path, path.open("a")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        with disk_errors(self._path):
+            self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _until(path: Path, step: int) -> list[str]:
+    """The lines up to `step`. A line cut short by a kill is one after the last checkpoint, as all that follow it."""
+    lines = []
+    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except json.JSONDecodeError:
+            break
+        lines.append(line)
+    return lines
+
+
+class TensorBoard:
+    """Event files; those of a killed run stay, and TensorBoard is told to forget what they say after update `step`."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._directory = directory
+        with disk_errors(directory):
+            self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        with disk_errors(self._directory):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+    def close(self) -> None:
+        with disk_errors(self._directory):
+            self._writer.close()
+
+
+class Wandb:
+    """A Weights & Biases run, the same one after a resume (its id is in `wandb.json`); it ignores updates it already has."""
+
+    def __init__(self, run: Path, project: str, settings: Mapping[str, Any]) -> None:
+        """Raises UsageError when wandb is not installed."""
+        wandb = import_wandb()
+        path = run / "wandb.json"
+        if not path.exists():
+            write_json(path, {"id": secrets.token_hex(4)})
+        self._run = wandb.init(
+            project=project, name=run.name, id=read_json(path)["id"], dir=str(run), config=dict(settings), resume="allow"
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def import_wandb() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UsageError("train.wandb needs wandb: pip install 'kinoise[wandb]', or leave train.wandb out") from error
+    return wandb
+
+
+def open_trackers(config: TrainConfig, run: RunDirectory, step: int, settings: Mapping[str, Any]) -> list[Tracker]:
+    """metrics.jsonl, then all that `config` asks for, with what was logged after update `step` taken back."""
+    if config.wandb is not None:
+        import_wandb()  # before anything is written
+    trackers: list[Tracker] = [JsonLines(run.metrics, step)]
+    if config.tensorboard:
+        trackers.append(TensorBoard(run.tensorboard, step))
+    if config.wandb is not None:
+        trackers.append(Wandb(run.path, config.wandb, settings))
+    return trackers
