@@ -132,7 +132,7 @@ class Controller:
             self.record.errors[error] += 1
             self._asked = None
             return
-        plan = replace(plan, t0=request.time, obs_time=request.time, dt=self.period)
+        plan = replace(plan, actions=plan.actions.detach(), t0=request.time, obs_time=request.time, dt=self.period)
         if request.readings[-1].episode != self._readings[-1].episode:
             outcome = "stale"
         elif self._step(plan, time) >= plan.actions.shape[1]:
@@ -144,10 +144,11 @@ class Controller:
 
     def _fault(self, plan: Plan) -> str:
         """What makes `plan` unusable, "" when nothing does."""
-        shape, wanted = plan.actions.shape, self.robot.spec.action_dim
-        if len(shape) == 3 and shape[0] == 1 and shape[2] == wanted and plan.actions.dtype == torch.float32:
+        actions, wanted = plan.actions, self.robot.spec.action_dim
+        if actions.ndim == 3 and actions.shape[::2] == (1, wanted) and actions.dtype == torch.float32 and actions.is_cpu:
             return ""
-        return f"expected a float32 plan of shape [1, chunk, {wanted}], it is {plan.actions.dtype} of shape {list(shape)}"
+        found = f"{actions.dtype} of shape {list(actions.shape)} on {actions.device}"
+        return f"expected a plan in float32 of shape [1, chunk, {wanted}] on the CPU, it is {found}"
 
     def _planned(self, time: float) -> Action | None:
         """The plan's action for `time`; None when there is no plan or it has run out."""

@@ -122,7 +122,7 @@ class ThreadInference:
             try:
                 plan = self._planner(request)
             except Exception as raised:  # whatever it is, the loop goes on and the run reports it
-                error = f"planning failed: {type(raised).__name__}: {raised}"
+                error = f"planning failed: {type(raised).__name__}: {' '.join(str(raised).split())}"
             self._replies.put(Reply(request, plan, error, self._clock.now() - asked))
 
 

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -24,6 +24,7 @@ Values = dict[str, np.ndarray]
 ENVS = {"metaworld": ".metaworld"}
 
 
+@runtime_checkable
 class Expert(Protocol):
     """A scripted demonstrator."""
 
@@ -66,9 +67,14 @@ class Env(gymnasium.Env[Any, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         """The first observation of an episode whose initial state depends on `seed` alone, whatever was played before.
 
-        Without a seed the next one of the environment's own sequence is taken.
+        Without a seed it is the next of the sequence that the last given seed began.
         """
         raise NotImplementedError
+
+    def episode_seed(self, seed: int | None) -> int:
+        """For `reset`: `seed`, which begins a sequence, or the next of that sequence."""
+        super().reset(seed=seed)
+        return int(self.np_random.integers(2**53)) if seed is None else seed
 
     def initial(self) -> dict[str, Any]:
         """What pins the initial state that was drawn, as JSON numbers: equal for two episodes that begin alike."""
@@ -92,6 +98,7 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         return np.clip(action, feature.low, feature.high).astype(np.float32)
 
 
+@runtime_checkable
 class Simulator(Protocol):
     """What a module named in ENVS holds."""
 

@@ -128,8 +128,7 @@ class Metaworld(Env):
             self._renderer = Renderer(self._model, max(size if self._cameras else 0, VIEW_SIZE if render else 0))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
-        if seed is None:
-            seed = int(self.np_random.integers(2**53))
+        seed = self.episode_seed(seed)
         for name, values in self._pristine.items():
             getattr(self._model, name)[...] = values
         self._sim = self._class(self._model)

@@ -68,7 +68,8 @@ class Ledger:
             tried += 1
             if tried >= TRIES and failures > HOPELESS * tried:
                 raise KinoiseError(
-                    f"the expert of {self.task} failed in {failures} of its first {tried} attempts. Lower noise=, or leave it out."
+                    f"the expert of {self.task} failed in {failures} of its first {tried} attempts. "
+                    f"Lower noise=, or collect other tasks."
                 )
 
 
@@ -112,8 +113,8 @@ class Worker:
     def _died(self, ledger: Ledger) -> KinoiseError:
         self._process.join()
         return KinoiseError(
-            f"the process that played {ledger.task}, attempt {self._index}, died (exit code {self._process.exitcode}). If memory "
-            f"ran out, take fewer workers=. The same command goes on where this one was."
+            f"the process that played {ledger.task}, attempt {self._index}, died (exit code {self._process.exitcode}). "
+            f"If memory ran out, take fewer workers=. The same command goes on where this one was."
         )
 
     def __enter__(self) -> Worker:

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from .. import envs
 from ..config import UsageError, parse
@@ -30,8 +30,8 @@ from ..spec import KinoiseError
 from .attempts import Ledger, make_attempts
 from .demonstration import HOLD, Folder, Recipe
 
-ABOUT = """Has scripted experts demonstrate tasks in a simulator and writes their successes to DATA. Until all are there they are
-kept in DATA.partial: after an interruption the same command goes on where it was."""
+ABOUT = """Has scripted experts demonstrate tasks in a simulator and writes their successes to DATA. Until all are there they
+are kept in DATA.partial: after an interruption the same command goes on where it was."""
 
 LIBRARIES = ("kinoise", "metaworld", "mujoco", "numpy")
 
@@ -167,7 +167,7 @@ def _install(store: Path, out: Path) -> None:
 
 
 def _show(ledgers: Sequence[Ledger], lengths: dict[str, list[int]], speed: str, out: Path) -> None:
-    table = Table("task", *(Table.Column(name, justify="right") for name in ("episodes", "failures", "mean steps")))
+    table = Table("task", *(Column(name, justify="right") for name in ("episodes", "failures", "mean steps")))
     for ledger in ledgers:
         mean = sum(lengths[ledger.task]) / len(lengths[ledger.task])
         table.add_row(ledger.task, str(len(ledger.kept)), str(sum(ledger.kept.values())), f"{mean:.1f}")

@@ -7,6 +7,7 @@ import zipfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,7 +93,8 @@ class Folder:
             write_text(file.with_suffix(".failed"), "")
             return
         header = np.array(json.dumps({"instruction": episode.instruction, "info": episode.info}))
-        write_file(file.with_suffix(".npz"), lambda path: np.savez(path, **{HEADER: header, **episode.arrays}))
+        arrays: dict[str, Any] = {HEADER: header, **episode.arrays}
+        write_file(file.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
 
     def read(self, task: str, index: int) -> Episode:
         """A demonstration that `found` names. Raises KinoiseError when its file is damaged."""

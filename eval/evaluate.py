@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,14 @@ from .. import envs
 from ..data import open_store
 from ..files import new_directory, write_json
 from ..policies import Policy
+from ..policies.base import check_execute
 from ..policies.checkpoint import sha256, weights_path
 from ..spec import KinoiseError, Observation, Plan, Spec
 from .progress import EpisodeProgress
 from .protocol import EvaluationProtocol
 from .result import VIDEOS, Planning, PolicyIdentity, make_result, overlap
 from .rollout import SLOTS, Rollout, look
-from .slot import Job, Make, Terms
+from .slot import Job, Make, Simulator, Terms
 from .workers import Workers
 
 BATCH1_PLANS = 20
@@ -67,7 +68,7 @@ def evaluate(
     workers: int | None = None,
     slots: int = SLOTS,
     threads: int = 1,
-    make: Make | None = None,
+    make: Make = envs.make,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Plays `episodes` episodes of each task and says how many succeeded.
@@ -88,7 +89,7 @@ def evaluate(
         workers: processes for the simulators; as many as there are cores if None.
         slots: episodes under way at once. Changes which observations share a batch, hence the last bits of plans.
         threads: torch's, while the simulators run beside it.
-        make: builds a simulator from a task and `render=`; `envs.make` with the policy's cameras if None.
+        make: builds a simulator from a task, `render=` and, if the policy has images, `cameras=` and `size=`.
         progress: whether to show it.
 
     Returns:
@@ -100,14 +101,12 @@ def evaluate(
     """
     begin = time.perf_counter()
     execute = policy.config.execute if execute is None else execute
-    _check(policy, episodes=episodes, execute=execute, slots=slots, threads=threads, video=video, out=out)
+    _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
-    make = make or simulators_for(policy.spec)
     workers = workers or len(os.sched_getaffinity(0))
-    with _staging(out, video) as films, Workers(make, workers) as pool, _torch_threads(threads):
-        found = look(pool, tasks[0], render=video > 0)
-        policy.spec.require(found.spec.select(policy.spec.observations), ("policy", "environment"))
+    with _staging(out, video) as films, Workers(seen_by(policy.spec, make), workers) as pool, _torch_threads(threads):
+        found = _fitting(pool, make, tasks[0], policy.spec, video > 0)
         protocol = EvaluationProtocol(env, tasks, episodes, horizon or found.horizon, seed)
         terms = Terms(policy.config.history, tuple(policy.spec.observations), protocol.horizon)
         jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
@@ -140,15 +139,15 @@ def evaluate(
     return result
 
 
-def simulators_for(spec: Spec) -> Make:
+def seen_by(spec: Spec, make: Make = envs.make) -> Make:
     """What builds simulators that show what `spec` observes: its cameras, at their size."""
     images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
     if not images:
-        return envs.make
+        return make
     sizes = {item.shape[:2] for item in images.values()}
     if len(sizes) > 1 or len(set(*sizes)) > 1:
         raise KinoiseError(f"the policy's images have the sizes {sorted(sizes)}; simulators render one square size")
-    return partial(envs.make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
+    return partial(make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
 
 
 def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> PolicyIdentity:
@@ -163,14 +162,28 @@ def film_name(job: Job) -> str:
     return f"{job.task.replace('/', '-')}-{job.index}.mp4"
 
 
-def _check(policy: Policy, *, execute: int, video: int, out: Path | None, **positive: int) -> None:
+def _check(policy: Policy, execute: int, video: int, out: Path | None, **positive: int | None) -> None:
     for name, value in positive.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise KinoiseError(f"{name}={value}: at least 1 is needed")
-    if not 1 <= execute <= policy.config.chunk:
-        raise KinoiseError(f"execute={execute}: expected between 1 and the plan's {policy.config.chunk} actions")
+    check_execute(execute, policy.config.chunk)
     if video < 0 or (video and out is None):
         raise KinoiseError(f"video={video}: expected at least 0, and out= to write them to")
+
+
+def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> Simulator:
+    """The simulator of `task`, if a policy with `spec` can run there; otherwise an error that lists every difference."""
+    names = ("policy", "environment")
+    try:
+        found = look(pool, task, render)
+    except KinoiseError as error:
+        # A camera that doesn't exist is noticed while building; what else differs has to be said, too.
+        states = [key for key, item in spec.observations.items() if item.kind == "state"]
+        with closing(make(task)) as env:
+            differences = spec.select(states).differences(env.spec.select(states), names)
+        raise KinoiseError("; ".join([str(error), *differences])) from error
+    spec.require(found.spec.select(spec.observations), names)
+    return found
 
 
 def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator]] | None) -> list[float]:

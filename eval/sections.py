@@ -26,6 +26,7 @@ CURVES = (
     ("Updates per second", {"steps_per_s": "updates per second"}),
     ("Gradient norm", {"grad_norm": "before clipping"}),
 )
+LINEAR = {"lr", "steps_per_s"}
 UNDRAWN = {"step", "elapsed_s", "loss"}
 # Fewer points than FEW are drawn each; a scale is logarithmic when values differ by more than a factor of WIDE.
 FEW, WIDE = 30, 8
@@ -225,7 +226,7 @@ def _curve(name: str, records: Sequence[Record], shown: Mapping[str, str]) -> Ch
     points = {label: [(item["step"], item[key]) for item in records if key in item] for key, label in shown.items()}
     series = [Series(label, items, "line" if len(items) > FEW else "dots") for label, items in points.items()]
     values = [value for items in points.values() for _, value in items]
-    log = min(values) > 0 and max(values) > WIDE * min(values) and "lr" not in shown
+    log = min(values) > 0 and max(values) > WIDE * min(values) and not LINEAR & shown.keys()
     ends = "; ".join(f"{label} from {number(items[0][1])} to {number(items[-1][1])}" for label, items in points.items())
     svg = charts.lines(series, f"{name} by update: {ends}", x="updates", log=log, zero=min(values) >= 0)
     return Chart(f"{name}, logarithmic" if log else name, svg, tuple(points))

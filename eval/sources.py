@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,9 +166,7 @@ def read_video(path: Path) -> Video:
         raise KinoiseError(f"{path} is not a video that can be read ({error}). Run the evaluation again.") from error
     if frame is None:
         raise KinoiseError(f"{path} holds no frame. Run the evaluation again.")
-    still = io.BytesIO()
-    frame.to_image().save(still, "JPEG", quality=82)
-    return Video(_uri("video/mp4", path.read_bytes()), _uri("image/jpeg", still.getvalue()), frame.width, frame.height)
+    return Video(_uri("video/mp4", path.read_bytes()), _uri("image/jpeg", _jpeg(frame)), frame.width, frame.height)
 
 
 def _problems(value: Any, shape: Any, where: str) -> Iterable[str]:
@@ -206,6 +204,15 @@ def _record(line: str, where: str) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not a number of JSON")
+
+
+def _jpeg(frame: av.VideoFrame) -> bytes:
+    encoder = av.VideoCodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = frame.width, frame.height, "yuvj420p", Fraction(1, 25)
+    encoder.options = {"qmin": "3", "qmax": "4"}
+    still = frame.reformat(format="yuvj420p")
+    still.pts, still.time_base = 0, encoder.time_base
+    return b"".join(bytes(packet) for packet in [*encoder.encode(still), *encoder.encode()])
 
 
 def _uri(kind: str, content: bytes) -> str:

@@ -15,8 +15,8 @@ from .text import count, number, short
 
 QUANTILES = ("p50", "p95", "p99", "max")
 LOOP = {
-    "plan_ms": "One plan, beside the loop",
-    "period_ms": "Period of the loop",
+    "plan_ms": "A plan, beside the loop",
+    "period_ms": "The loop's period",
     "late_ms": "A tick's lateness",
     "work_ms": "A tick's work",
 }
@@ -28,7 +28,7 @@ def timings(result: Record | None, loop: Record | None) -> dict[str, Any] | None
     if result:
         cost = result["decode_cost"]
         size = cost["plan_batch"]["mean"]
-        rows += [("One plan", cost["plan_ms_batch1"]), (f"Plans for {number(size)} episodes at once", cost["plan_ms"])]
+        rows += [("A plan, alone", cost["plan_ms_batch1"]), (f"Plans, {number(size)} at once", cost["plan_ms"])]
     if loop:
         rows += [(name, loop[key]) for key, name in LOOP.items()]
     rows = [(name, item) for name, item in rows if item["p50"] is not None]

@@ -236,7 +236,14 @@ def test_plans_with_nan_are_held_and_counted():
 
 
 @pytest.mark.parametrize(
-    "actions", [torch.zeros(CHUNK, 3), torch.zeros(1, CHUNK, 4), torch.zeros(2, CHUNK, 3), torch.zeros(1, CHUNK, 3).double()]
+    "actions",
+    [
+        torch.zeros(CHUNK, 3),
+        torch.zeros(1, CHUNK, 4),
+        torch.zeros(2, CHUNK, 3),
+        torch.zeros(1, CHUNK, 3).double(),
+        torch.zeros(1, CHUNK, 3, device="meta"),
+    ],
 )
 def test_a_malformed_plan_is_an_error_and_the_loop_goes_on(actions):
     setup = Setup(answer=lambda request: Plan(actions, dt=1 / 80, nfe=1))

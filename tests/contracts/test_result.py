@@ -24,7 +24,7 @@ from kinoise.eval.sources import RESULT, read_record
 from kinoise.policies import DecodeConfig, Policy, PolicyConfig
 from kinoise.policies.core.process.base import Losses
 from kinoise.policies.core.random import Gen, normal
-from kinoise.spec import Batch, KinoiseError, Observation, Plan, Spec, SpecMismatch, Stats
+from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan, Spec, SpecMismatch, Stats
 from line_world import HORIZON, SPEC, make
 from rich.console import Console
 
@@ -199,12 +199,31 @@ def test_a_policy_for_another_robot_is_refused_with_every_difference(tmp_path: P
     assert not (tmp_path / "eval").exists() or not list((tmp_path / "eval").iterdir())
 
 
+def test_a_camera_that_the_simulator_lacks_does_not_hide_the_other_differences():
+    class Looker(Walker):
+        def __init__(self) -> None:
+            spec = envs.make("metaworld/push").spec
+            camera = Feature((84, 84, 3), kind="image")
+            Policy.__init__(
+                self,
+                WalkerConfig(),
+                replace(spec, rate=10.0, observations={**spec.observations, "image.roof": camera}),
+                dict.fromkeys(("state", "image.roof", "action"), ONE),
+                (),
+            )
+
+    with pytest.raises(KinoiseError, match=r"unknown camera 'roof'.*rate: policy 10\.0, environment 80"):
+        play(policy=Looker(), env="metaworld/push", make=envs.make, workers=1)
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"execute": 9}, "execute=9: expected between 1 and the plan's 8"),
         ({"episodes": 0}, "episodes=0: at least 1"),
         ({"slots": 0}, "slots=0: at least 1"),
+        ({"workers": 0}, "workers=0: at least 1"),
+        ({"horizon": -1}, "horizon=-1: at least 1"),
         ({"video": 1}, "out="),
         ({"env": "metaworld/pusch"}, "metaworld/push"),
     ],

@@ -1,0 +1,332 @@
+"""What every registered environment owes its callers; and that Metaworld is upstream's Metaworld."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import cache
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from kinoise.envs import ENVS, choices, episode_seed, make, tasks
+from kinoise.envs import metaworld as ours
+from kinoise.spec import KinoiseError
+
+FEW = tasks("metaworld/mt10")
+ALL = tasks("metaworld/mt50")
+ONE = "metaworld/push"
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = make(ONE)
+    yield env
+    env.close()
+
+
+@cache
+def pictured():
+    return make("metaworld/window-close", render=True, cameras=("topview", "corner", "corner2", "corner4"), size=48)
+
+
+def state(env, seed: int) -> np.ndarray:
+    return env.reset(seed=seed)[0]["state"]
+
+
+def play(env, seed: int, steps: int) -> tuple[np.ndarray, list[float], bool]:
+    """The expert's states and rewards, and whether it succeeded."""
+    expert, (observation, _) = env.expert(), env.reset(seed=seed)
+    states, rewards, success = [observation["state"]], [], False
+    for _ in range(steps):
+        observation, reward, *_, info = env.step(expert.act(observation))
+        states.append(observation["state"])
+        rewards.append(reward)
+        success |= info["success"]
+    return np.stack(states), rewards, success
+
+
+def test_every_simulator_is_listed_and_every_suite_is_made_of_tasks():
+    for simulator in ENVS:
+        assert f"{simulator}/" in choices()
+    assert len(set(FEW)) == 10
+    assert len(set(ALL)) == 50
+    assert set(FEW) <= set(ALL)
+
+
+def test_instructions_are_distinct_sentences():
+    texts = list(ours.TASKS.values())
+    assert len(set(texts)) == len(texts)
+    assert all(text == text.strip() and len(text.split()) >= 3 for text in texts)
+
+
+@pytest.mark.parametrize("task", ALL)
+def test_an_episode_begins_as_its_seed_says_whatever_came_before(task):
+    env = make(task)
+    first = state(env, 5)
+    after, initial = env.step(np.full(4, 0.5))[0]["state"], env.initial()
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert np.abs(state(env, 6) - first).max() > 1e-3
+    assert env.initial() != initial
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    np.testing.assert_array_equal(state(env, 5), first)
+    np.testing.assert_array_equal(env.step(np.full(4, 0.5))[0]["state"], after)
+    assert env.initial() == initial
+    assert (env.task, env.instruction) == (task, ours.TASKS[task.removeprefix("metaworld/")])
+    assert np.abs(first[-3:]).max() > 0, "the goal is hidden"
+    env.close()
+
+
+@pytest.mark.parametrize("task", FEW)
+def test_specs_agree_over_tasks_and_hold_for_what_is_observed(task, env):
+    other = make(task)
+    assert other.spec == env.spec
+    assert other.rate == other.spec.rate == 80
+    observation, _ = other.reset(seed=0)
+    assert other.observation_space.contains(observation)
+    for key, feature in other.spec.observations.items():
+        assert (observation[key].shape, observation[key].dtype) == (feature.shape, feature.dtype)
+        assert len(feature.names) == len(feature.unit) == feature.shape[0]
+    other.close()
+
+
+@pytest.mark.parametrize("task", FEW)
+def test_a_scripted_expert_succeeds_and_keeps_to_the_bounds(task):
+    env = make(task)
+    assert any(play(env, seed, 200)[2] for seed in range(3))
+    action = env.expert().act(env.reset(seed=0)[0])
+    assert env.action_space.contains(action)
+    env.close()
+
+
+class WithoutSpec(gymnasium.Wrapper):
+    """Gymnasium's checker takes `spec` for its own."""
+
+    spec = None
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space:UserWarning", "ignore:.*different from the unwrapped:UserWarning")
+@pytest.mark.filterwarnings("error")
+def test_gymnasium_finds_nothing_wrong(env):
+    check_env(WithoutSpec(env), skip_render_check=True)
+
+
+def test_without_a_seed_episodes_differ_and_follow_from_the_last_seed(env):
+    def three() -> list[bytes]:
+        return [env.reset(seed=seed)[0]["state"].tobytes() for seed in (3, None, None)]
+
+    assert len(set(three())) == 3
+    assert three() == three()
+
+
+def test_actions_beyond_the_bounds_are_clipped(env):
+    state(env, 0)
+    within = env.step(np.float32([1, -1, 1, -1]))[0]["state"]
+    state(env, 0)
+    np.testing.assert_array_equal(env.step(np.float32([7, -7, 7, -7]))[0]["state"], within)
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        (np.float32([0, np.nan, 0, 0]), "finite"),
+        (np.float32([0, np.inf, 0, 0]), "finite"),
+        (np.zeros(3), "shape"),
+        (np.zeros((1, 4)), "shape"),
+    ],
+)
+def test_what_is_no_action_is_refused(env, action, said):
+    env.reset(seed=0)
+    with pytest.raises(KinoiseError, match=said):
+        env.step(action)
+
+
+def test_success_does_not_end_an_episode_and_the_horizon_does():
+    env = make("metaworld/reach")
+    with pytest.raises(KinoiseError, match="reset"):
+        env.step(np.zeros(4))
+    expert, (observation, _) = env.expert(), env.reset(seed=0)
+    ends, succeeded = [], []
+    for _ in range(env.horizon):
+        observation, _, terminated, truncated, info = env.step(expert.act(observation))
+        ends.append((terminated, truncated))
+        succeeded.append(info["success"])
+    assert succeeded[-1] is True
+    assert succeeded.index(True) < 200
+    assert ends == [(False, False)] * (env.horizon - 1) + [(False, True)]
+    with pytest.raises(KinoiseError, match="reset"):
+        env.step(np.zeros(4))
+    env.close()
+
+
+def test_physics_that_blow_up_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = make(ONE)
+    env.reset(seed=0)
+    env._sim.data.qvel[:] = 1e12
+    with pytest.raises(KinoiseError, match="unstable"):
+        env.step(np.zeros(4))
+    env.reset(seed=0)
+    env.step(np.zeros(4))
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("metaworld/psuh", "metaworld/push"),
+        ("metaword/push", "metaworld/push"),
+        ("metaworld/mt11", "metaworld/mt10"),
+        ("pushh", "metaworld/push"),
+        ("", "metaworld/mt10"),
+    ],
+)
+def test_an_unknown_env_is_refused_with_what_was_perhaps_meant(name, said):
+    with pytest.raises(KinoiseError, match=said):
+        tasks(name)
+
+
+def test_other_names_for_a_task():
+    assert tasks("metaworld/push-v3") == tasks("push-v3") == tasks("push") == tasks(ONE) == (ONE,)
+
+
+def test_a_suite_is_no_environment():
+    with pytest.raises(KinoiseError, match="suite"):
+        make("metaworld/mt10")
+
+
+def test_episode_seeds_depend_on_everything_and_on_nothing_else():
+    seeds = {episode_seed(seed, task, index) for seed in range(4) for task in FEW for index in range(20)}
+    assert len(seeds) == 4 * 10 * 20
+    assert all(0 <= seed < 2**53 for seed in seeds)
+    code = f"from kinoise.envs.base import episode_seed; print(episode_seed(3, {ONE!r}, 7))"
+    elsewhere = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
+    assert int(elsewhere.stdout) == episode_seed(3, ONE, 7)
+    with pytest.raises(KinoiseError, match="at least 0"):
+        episode_seed(-1, ONE, 0)
+
+
+# Pictures
+
+
+def test_images_are_as_the_spec_says():
+    env = pictured()
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert list(observation) == ["state", "image.topview", "image.corner", "image.corner2", "image.corner4"]
+    assert observation["image.corner"].shape == (48, 48, 3)
+    frame = env.render()
+    assert frame.shape == (ours.VIEW_SIZE, ours.VIEW_SIZE, 3)
+    assert frame.dtype == np.uint8
+
+
+@pytest.mark.parametrize("camera", ["corner", "corner2", "corner4"])
+def test_pictures_are_the_right_way_up(camera):
+    """The sky is at the top. Upstream's cameras hang upside down."""
+    image = pictured().reset(seed=0)[0][f"image.{camera}"]
+    sky = np.abs(image.astype(int) - np.array([127, 126, 122])).max(axis=-1) < 4
+    assert sky[:12].mean() > 0.5
+    assert sky[-12:].mean() < 0.1
+
+
+def test_the_first_picture_shows_where_things_are():
+    """The window's pane is moved to its place by the reset: upstream's first picture shows it elsewhere."""
+    env = pictured()
+    first = env.reset(seed=0)[0]["image.corner4"].astype(int)
+    second = env.step(np.zeros(4))[0]["image.corner4"].astype(int)
+    assert (np.abs(first - second).max(axis=-1) > 40).mean() < 0.005
+
+
+def test_pictures_change_nothing_but_the_pictures():
+    plain = make("metaworld/window-close")
+    for with_pictures, without in zip(play(pictured(), 4, 40), play(plain, 4, 40), strict=True):
+        np.testing.assert_array_equal(with_pictures, without)
+    plain.close()
+
+
+def test_rendering_must_be_asked_for(env):
+    env.reset(seed=0)
+    with pytest.raises(KinoiseError, match="render=True"):
+        env.render()
+
+
+def test_an_unknown_camera_is_refused():
+    with pytest.raises(KinoiseError, match="Did you mean corner"):
+        make(ONE, cameras=["cornr"])
+
+
+def python(code: str, **variables: str) -> str:
+    rest = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    done = subprocess.run([sys.executable, "-c", code], env={**rest, **variables}, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_opengl_is_chosen_where_nothing_is_said():
+    code = f"from kinoise.envs import make; env = make({ONE!r}, render=True); env.reset(seed=0); print(env.render().std() > 9)"
+    assert python(code) == "True\n"
+
+
+def test_without_opengl_states_are_had_and_pictures_are_refused_with_the_remedy():
+    code = f"""
+from kinoise.envs import make
+from kinoise.spec import KinoiseError
+print(len(make({ONE!r}).reset(seed=0)[0]["state"]))
+try:
+    make({ONE!r}, cameras=["corner"])
+except KinoiseError as error:
+    print(error)
+"""
+    length, error = python(code, MUJOCO_GL="disable").splitlines()
+    assert length == "39"
+    assert "libegl1" in error
+    assert "MUJOCO_GL=disable" in error
+
+
+# Metaworld
+
+
+def test_tasks_are_upstreams():
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS, MT10_V3
+
+    assert [f"{task}-v3" for task in ours.TASKS] == list(ALL_V3_ENVIRONMENTS)
+    assert [f"{task}-v3" for task in ours.SUITES["mt10"]] == list(MT10_V3)
+
+
+@pytest.mark.parametrize("task", [*FEW, "metaworld/dial-turn", "metaworld/basketball", "metaworld/stick-push"])
+def test_an_episode_is_upstreams_in_a_fresh_environment_with_the_same_draw(task):
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    env = make(task)
+    play(env, 1, 5)
+    states, rewards, _ = play(env, 2, 60)
+    fresh = ALL_V3_ENVIRONMENTS[f"{task.removeprefix('metaworld/')}-v3"]()
+    fresh._partially_observable, fresh._set_task_called = False, True
+    del fresh.sawyer_observation_space
+    fresh._last_rand_vec = np.array(env.initial()["rand_vec"])
+    expert, (observation, _) = env.expert(), fresh.reset()
+    for step, reward in enumerate(rewards):
+        np.testing.assert_array_equal(observation.astype(np.float32), states[step])
+        observation, found, *_ = fresh.step(expert.act({"state": states[step]}))
+        assert found == reward
+    env.close()
+
+
+def test_touching_is_judged_as_upstream_does():
+    from metaworld.sawyer_xyz_env import SawyerXYZEnv
+
+    env = make("metaworld/pick-place")
+    expert, (observation, _) = env.expert(), env.reset(seed=0)
+    judged = []
+    for _ in range(80):
+        observation, *_ = env.step(expert.act(observation))
+        geom = env._sim._get_id_main_object()
+        judged.append(env._sim.touching_object(geom))
+        assert judged[-1] == SawyerXYZEnv.touching_object(env._sim, geom)
+    assert set(judged) == {False, True}
+    env.close()
