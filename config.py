@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import logging
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,7 +49,7 @@ def parse(
     """
     groups = dict(groups or {})
     if any(item in ("--help", "-h") for item in argv):
-        print(_help(command, schema, positional, groups, defaults or {}, about, choices or {}))
+        print(_help(command, schema, positional, groups, dict(defaults or {}), about, dict(choices or {})))
         raise SystemExit(0)
     return _compose(command, schema, _overrides(command, schema, argv, positional, groups), groups, dict(defaults or {}))
 
@@ -74,7 +77,7 @@ def _overrides(command: str, schema: type, argv: Sequence[str], positional: str 
 
 def _quoted(schema: type, key: str, value: str) -> str:
     """Quotes what Hydra's grammar would take apart: paths and ids with `,`, `~`, `=` or blanks in a plain text field."""
-    texts = {item.name for item in fields(schema) if "str" in str(item.type)}  # type: ignore[arg-type]
+    texts = {item.name for item in fields(schema) if item.type in ("str", "str | None", str)}  # type: ignore[arg-type]
     if key in texts and value not in ("null", "") and not re.match(r"""^['"]""", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return value
@@ -108,28 +111,31 @@ def _compose(command: str, schema: type[Settings], overrides: list[str], groups:
                 )
             return OmegaConf.to_object(config)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(_one_line(command, error, schema)) from error
+        nodes = [(root, ""), *((OmegaConf.create(groups[name][item]), f"{name}.") for name, item in defaults.items())]
+        known = [key for node, prefix in nodes for key in _keys(node, prefix)]
+        raise UsageError(_one_line(command, error, known)) from error
 
 
-def _one_line(command: str, error: Exception, schema: type) -> str:
-    text = str(error.__cause__ or error) if "Error merging override" in str(error) else str(error)
-    first = text.strip().splitlines()[0]
-    unknown = re.search(r"Key '([^']+)' (?:is not in struct|not in '\w+')", str(error)) or re.search(r"Key '([^']+)'", first)
-    if unknown:
-        key = unknown.group(1)
-        close = difflib.get_close_matches(key, _keys(schema), 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        return f"unknown key '{key}'.{hint} See kinoise {command} --help."
-    return f"{first.rstrip('.')}. See kinoise {command} --help."
+def _one_line(command: str, error: Exception, known: Sequence[str]) -> str:
+    """What Hydra says over several lines and a chained exception, as one: the key, what is wrong, what was meant."""
+    cause = str(error.__cause__ or error)
+    key = re.search(r"full_key: (\S+)", cause)
+    if key is None:
+        text = cause.splitlines()[0].rstrip(".")
+    elif cause.startswith("Key "):
+        close = difflib.get_close_matches(key[1], known, 1)
+        text = f"unknown key '{key[1]}'" + (f". Did you mean {close[0]}?" if close else "")
+    else:
+        text = f"{key[1]}: {cause.splitlines()[0]}"
+    return f"{text.rstrip('.')}{'' if text.endswith('?') else '.'} See kinoise {command} --help."
 
 
-def _keys(schema: type) -> list[str]:
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    """The full names of a config's settings."""
     names = []
-    for item in fields(schema):  # type: ignore[arg-type]
-        names.append(item.name)
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        if is_dataclass(default) and not isinstance(default, type):
-            names += [name for name in _keys(type(default))]
+    for name, item in node.items_ex(resolve=False):
+        names.append(f"{prefix}{name}")
+        names += _keys(item, f"{prefix}{name}.") if hasattr(item, "items_ex") else []
     return names
 
 
@@ -192,9 +198,10 @@ def _describe(schema: type, prefix: str, choices: Mapping[str, Callable[[], str]
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130 interrupted."""
+    """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130 or 143 stopped."""
     try:
-        return main(argv) or 0
+        with termination():
+            return main(argv) or 0
     except UsageError as error:
         print(f"kinoise: {error}", file=sys.stderr)
         return 2
@@ -204,3 +211,20 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
     except KeyboardInterrupt:
         print("kinoise: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def termination() -> Iterator[None]:
+    """Makes SIGTERM leave the block as an exception does (exit code 143), so that temporary files and processes go too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

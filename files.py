@@ -27,10 +27,12 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise KinoiseError(f"not allowed to write {path}. Choose another out= or change its permissions.") from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR):
+            raise KinoiseError(f"can't write {path}: {error.strerror} ({error.filename}). Choose another out=.") from error
         raise
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write(temporary path)` and moves the result to `path` in one step; on failure nothing is left behind."""
     path = Path(path)
     with disk_errors(path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from . import __version__
 
-LIBRARIES = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
+LIBRARIES = ("torch", "numpy", "av", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
 
 
 def versions() -> dict[str, str]:

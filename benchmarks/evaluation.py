@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     import numpy as np
     import torch
     from kinoise import envs
-    from kinoise.eval.evaluate import Stopwatch, seen_by
+    from kinoise.eval.evaluate import Stopwatch
     from kinoise.eval.protocol import EvaluationProtocol
     from kinoise.eval.rollout import SLOTS, Actor, Rollout, look
     from kinoise.eval.slot import Job, Outcome, ReplayDriver, Terms
@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
     rates: dict[str, list[float]] = {"policy": [], "replay": [], "random": []}
     watch = Stopwatch(policy)
-    with Workers(seen_by(policy.spec), workers) as pool:
+    with Workers(envs.showing(policy.spec), workers) as pool:
         horizon = settings.horizon or look(pool, tasks[0]).horizon
         protocol = EvaluationProtocol(settings.env, tasks, settings.episodes, horizon, settings.seed)
         terms = Terms(policy.config.history, tuple(policy.spec.observations), horizon)

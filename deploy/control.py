@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -80,8 +79,8 @@ def main(argv: Sequence[str]) -> int:
     """
     settings = parse("control", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
     decode = {key: value for key, value in asdict(settings.decode).items() if value is not None}
-    policy = load_policy(settings.run, ema=settings.ema, device=_device(settings.device), decode=decode)
-    make = _maker(settings.env, policy)
+    policy = load_policy(settings.run, ema=settings.ema, device=settings.device, decode=decode)
+    make = partial(envs.showing(policy.spec), _task(settings.env))
     out = Path(settings.out or Path(settings.run) / "control")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -143,29 +142,12 @@ def _run(settings: Settings, policy: Policy, robot: SimRobot) -> tuple[dict[str,
     }, record
 
 
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise UsageError(f"device={name}: expected auto, cpu, cuda, cuda:1, ...") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device={name}: torch finds no CUDA device here. Take device=cpu.")
-    return name
-
-
-def _maker(env: str, policy: Policy) -> Callable[..., envs.Env]:
-    """Builds environments that show what the policy needs to see."""
+def _task(env: str) -> str:
+    """The id of the one task that the loop runs."""
     tasks = envs.tasks(env)
     if len(tasks) != 1:
         raise UsageError(f"env={env}: the loop runs one task, these are {len(tasks)}. Take one, as in env={tasks[0]}")
-    images = {key: item for key, item in policy.spec.observations.items() if item.kind == "image"}
-    options: dict[str, Any] = {}
-    if images:
-        options["cameras"] = tuple(key.removeprefix("image.") for key in images)
-        options["size"] = next(iter(images.values())).shape[0]
-    return partial(envs.make, tasks[0], **options)
+    return tasks[0]
 
 
 def _warm_up(inference: Inference, reading: Reading, history: int, stopped: Callable[[], int | None]) -> None:

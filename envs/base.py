@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -59,6 +60,9 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         self.observation_space = spaces.Dict({key: _space(item) for key, item in spec.observations.items()})
         self.action_space = _space(spec.action)
 
+    def __str__(self) -> str:
+        return f"<{type(self).__name__} {self.task}>"
+
     @property
     def rate(self) -> float:
         """Control steps per second of simulated time (Hz)."""
@@ -71,7 +75,7 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         """
         raise NotImplementedError
 
-    def episode_seed(self, seed: int | None) -> int:
+    def next_seed(self, seed: int | None) -> int:
         """For `reset`: `seed`, which begins a sequence, or the next of that sequence."""
         super().reset(seed=seed)
         return int(self.np_random.integers(2**53)) if seed is None else seed
@@ -129,6 +133,20 @@ def make(task: str, *, render: bool = False, cameras: Sequence[str] = (), size: 
     if name in _load(simulator).SUITES:
         raise KinoiseError(f"{task} is a suite of tasks: make takes one, for example {tasks(task)[0]}")
     return _load(simulator).make(name, render=render, cameras=tuple(cameras), size=size)
+
+
+def showing(spec: Spec) -> Callable[..., Env]:
+    """`make` for environments that show what `spec` observes: its cameras, at their size.
+
+    Raises KinoiseError for images of several sizes, which no simulator renders.
+    """
+    images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
+    if not images:
+        return make
+    sizes = {item.shape[:2] for item in images.values()}
+    if len(sizes) > 1 or len(set(*sizes)) > 1:
+        raise KinoiseError(f"the policy's images have the sizes {sorted(sizes)}; simulators render one square size")
+    return partial(make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
 
 
 def tasks(env: str) -> tuple[str, ...]:

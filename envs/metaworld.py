@@ -128,7 +128,7 @@ class Metaworld(Env):
             self._renderer = Renderer(self._model, max(size if self._cameras else 0, VIEW_SIZE if render else 0))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
-        seed = self.episode_seed(seed)
+        seed = self.next_seed(seed)
         for name, values in self._pristine.items():
             getattr(self._model, name)[...] = values
         self._sim = self._class(self._model)
@@ -148,7 +148,9 @@ class Metaworld(Env):
         return self._observation(state), float(reward), False, bool(truncated), {"success": bool(info["success"])}
 
     def initial(self) -> dict[str, Any]:
-        """`rand_vec`: upstream's draw, which fixes the positions of objects and goal."""
+        """`rand_vec`: upstream's draw, which fixes the positions of objects and goal. Raises KinoiseError before `reset`."""
+        if not self._begun:
+            raise KinoiseError(f"{self.task}: no initial state has been drawn. Call reset first.")
         return {"rand_vec": self._sim.rand_vec.tolist()}
 
     def expert(self) -> Expert:
@@ -256,6 +258,7 @@ def _seeded(task: str) -> type[Any]:
 
         @property
         def rand_vec(self) -> np.ndarray:
+            """The draw of the episode."""
             assert self._last_rand_vec is not None
             return self._last_rand_vec
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import MISSING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
 from .. import envs
-from ..config import UsageError, parse
+from ..config import parse
 from ..policies.checkpoint import load_policy, resolve
 from .evaluate import evaluate
 from .rollout import SLOTS
@@ -66,26 +62,25 @@ def main(argv: Sequence[str]) -> int:
     settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
     out = Path(settings.out or Path(settings.run) / "eval")
     console = Console()
-    with _termination():
-        checkpoint = resolve(settings.run)
-        decode = {key: item for key, item in asdict(settings.decode).items() if item is not None}
-        policy = load_policy(checkpoint, ema=settings.ema, device=_device(settings.device), decode=decode)
-        result = evaluate(
-            policy,
-            settings.env,
-            episodes=settings.episodes,
-            seed=settings.seed,
-            execute=settings.execute,
-            horizon=settings.horizon,
-            checkpoint=checkpoint,
-            ema=settings.ema,
-            out=out,
-            video=settings.video,
-            data=None if settings.data is None else Path(settings.data),
-            workers=settings.workers,
-            slots=settings.slots,
-            threads=settings.threads,
-        )
+    checkpoint = resolve(settings.run)
+    decode = {key: item for key, item in asdict(settings.decode).items() if item is not None}
+    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=decode)
+    result = evaluate(
+        policy,
+        settings.env,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        execute=settings.execute,
+        horizon=settings.horizon,
+        checkpoint=checkpoint,
+        ema=settings.ema,
+        out=out,
+        video=settings.video,
+        data=None if settings.data is None else Path(settings.data),
+        workers=settings.workers,
+        slots=settings.slots,
+        threads=settings.threads,
+    )
     show(result, console)
     console.print(f"{out / 'result.json'}", highlight=False, soft_wrap=True)
     return int(result["success"]["errors"] == result["success"]["n"])
@@ -125,32 +120,3 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def _ms(values: dict[str, float | None]) -> str:
     return "-" if values["p50"] is None else f"{values['p50']:.1f} ms (p95 {values['p95']:.1f})"
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device={name}: expected cpu, cuda, cuda:1, ... or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device={name}: this machine has no CUDA device that torch can use; take device=cpu")
-    return name
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """Makes SIGTERM end the command as an exception does, with its processes and temporary files. Exit code 143."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 
 from ..spec import KinoiseError
 from .demonstration import Folder, Recipe, serve
-from .workers import _start_conditions
+from .workers import start_conditions
 
 # An expert that does no better than this in so many attempts is broken, or the noise is too much for it.
 TRIES, HOPELESS = 50, 0.9
@@ -80,7 +80,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, recipe, folder), daemon=True, name="kinoise-collect")
-        with _start_conditions():
+        with start_conditions():
             self._process.start()
         theirs.close()
         self.ledger: Ledger | None = None

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from markupsafe import Markup, escape
 
-from .text import number, percent
+from .text import Number, number, percent
 
 WIDTH, HEIGHT = 360, 208
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
@@ -32,14 +32,14 @@ class Axis:
         whole: ticks only at whole numbers.
     """
 
-    low: float
-    high: float
+    low: Number
+    high: Number
     log: bool = False
     label: str = ""
     whole: bool = False
 
     @classmethod
-    def around(cls, values: Sequence[float], *, log: bool = False, zero: bool = False, label: str = "") -> Axis:
+    def around(cls, values: Sequence[Number], *, log: bool = False, zero: bool = False, label: str = "") -> Axis:
         """From the least to the greatest value, widened to whole ticks; `zero` makes it start at 0."""
         least, most = min(values), max(values)
         if log:
@@ -51,12 +51,12 @@ class Axis:
         low, high = math.floor(least / step) * step, math.ceil(most / step) * step
         return cls(low, high if high > low else low + step, False, label)
 
-    def __call__(self, value: float) -> float:
+    def __call__(self, value: Number) -> float:
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def ticks(self, count: int = 4) -> list[float]:
+    def ticks(self, count: int = 4) -> list[Number]:
         """Round values within the axis: multiples of 1, 2 or 5, or powers of ten on a long log axis."""
         least, most = sorted((self.low, self.high))
         if not self.log:
@@ -77,18 +77,18 @@ class Series:
     """What to draw: a `line` through the means of bins over the band of their ranges, joined `dots`, or `points` apart."""
 
     name: str
-    points: Sequence[tuple[float, float]]
+    points: Sequence[tuple[Number, Number]]
     mark: Literal["line", "dots", "points"] = "line"
 
 
 class Bin(NamedTuple):
-    x: float
-    mean: float
-    low: float
-    high: float
+    x: Number
+    mean: Number
+    low: Number
+    high: Number
 
 
-def whisker(interval: Mapping[str, float], name: str) -> Markup:
+def whisker(interval: Mapping[str, Number], name: str) -> Markup:
     """An estimated share with its interval, as wide as its table cell (positions are in percent).
 
     Args:
@@ -101,14 +101,16 @@ def whisker(interval: Mapping[str, float], name: str) -> Markup:
     )
 
 
-def strip(axis: Axis, marks: Sequence[float], label: str) -> Markup:
-    """Ascending quantiles on one rail: a dot for the first, ticks for the others, a bar between the ends."""
-    places = [f"{100 * min(max(axis(max(value, axis.low)), 0.0), 1.0):.2f}%" for value in marks]
+def strip(axis: Axis, marks: Sequence[Number], label: str) -> Markup:
+    """Ascending quantiles on one rail: a dot for the first, ticks for the others, a bar between the ends.
+
+    What lies below the axis is drawn at its low end.
+    """
+    places = [f"{100 * axis(max(value, axis.low)):.2f}%" for value in marks]
     ticks = "".join(f'<line class="tick" x1="{x}" x2="{x}" y1="3" y2="13"/>' for x in places[1:])
     return Markup(
         f'<svg class="strip" role="img" aria-label="{escape(label)}" width="100%" height="16">'
-        f"{RAIL}"
-        f'<line class="span" x1="{places[0]}" x2="{places[-1]}" y1="8" y2="8"/>{ticks}'
+        f'{RAIL}<line class="span" x1="{places[0]}" x2="{places[-1]}" y1="8" y2="8"/>{ticks}'
         f'<circle class="dot" cx="{places[0]}" cy="8" r="4.5"/></svg>'
     )
 
@@ -128,7 +130,7 @@ def lines(series: Sequence[Series], label: str, *, x: str, log: bool = False, ze
 
 
 def areas(
-    x: Axis, levels: Sequence[float], shares: Sequence[Sequence[float]], label: str, marks: Sequence[float] = ()
+    x: Axis, levels: Sequence[Number], shares: Sequence[Sequence[Number]], label: str, marks: Sequence[Number] = ()
 ) -> Markup:
     """Shares that add up to 1 at each level, stacked; `marks` are levels to point out on the x axis."""
     up = Axis(0.0, 1.0)
@@ -148,8 +150,8 @@ def areas(
     return _frame(x, up, body, label)
 
 
-def histogram(values: Sequence[float], label: str, *, x: str) -> Markup:
-    """Counts over equal bins, about twice the square root of as many as there are values."""
+def histogram(values: Sequence[Number], label: str, *, x: str) -> Markup:
+    """Counts over equal bins, twice as many as the square root of the number of values."""
     across = Axis.around(values, label=x)
     size = max(8, min(36, round(2 * math.sqrt(len(values)))))
     heights = Counter(min(int(across(value) * size), size - 1) for value in values)
@@ -157,12 +159,13 @@ def histogram(values: Sequence[float], label: str, *, x: str) -> Markup:
     return _bars(across, {across.low + (index + 0.5) * width: n for index, n in heights.items()}, width, label)
 
 
-def bars(heights: Mapping[int, int], label: str, *, x: str) -> Markup:
+def bars(heights: Mapping[Number, int], label: str, *, x: str) -> Markup:
     """How often each whole number from 0 came."""
-    return _bars(Axis(-0.5, max(*heights, FEWEST_BARS) + 0.5, label=x, whole=True), heights, 0.8, label)
+    axis = Axis(-0.5, max(*heights, FEWEST_BARS) + 0.5, label=x, whole=True)
+    return _bars(axis, heights, 0.8, label)
 
 
-def thin(points: Sequence[tuple[float, float]], bins: int = BINS) -> list[Bin]:
+def thin(points: Sequence[tuple[Number, Number]], bins: int = BINS) -> list[Bin]:
     """At most `bins` bins of neighbouring points, each with its mean and range, so that no outlier is lost."""
     size = math.ceil(len(points) / bins)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
@@ -185,9 +188,9 @@ def _curve(series: Series, across: Axis, up: Axis, colour: str) -> str:
     return drawn + "".join(f'<circle class="point {colour}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in middle)
 
 
-def _bars(across: Axis, heights: Mapping[float, int] | Mapping[int, int], width: float, label: str) -> Markup:
+def _bars(across: Axis, heights: Mapping[Number, int], width: Number, label: str) -> Markup:
     up, body = Axis(0, max(heights.values()) * 1.05, whole=True), ""
-    for centre, height in sorted(heights.items()):
+    for centre, height in heights.items():
         left, top = _place(across, up, centre - width / 2, height)
         right, bottom = _place(across, up, centre + width / 2, 0)
         body += (
@@ -215,15 +218,15 @@ def _frame(across: Axis, up: Axis, body: str, label: str) -> Markup:
     )
 
 
-def _place(across: Axis, up: Axis, x: float, y: float) -> tuple[float, float]:
+def _place(across: Axis, up: Axis, x: Number, y: Number) -> tuple[Number, Number]:
     return LEFT + across(x) * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up(y) * (HEIGHT - TOP - BOTTOM)
 
 
-def _path(points: Sequence[tuple[float, float]]) -> str:
+def _path(points: Sequence[tuple[Number, Number]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
-def _step(low: float, high: float, count: int) -> float:
+def _step(low: Number, high: Number, count: int) -> Number:
     rough = (high - low) / count or abs(high) or 1.0
     power = 10 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)

@@ -63,11 +63,11 @@ def main(argv: Sequence[str]) -> int:
     tasks, out = envs.tasks(settings.env), Path(settings.out)
     recipe = Recipe(settings.seed, settings.noise, tuple(str(camera) for camera in settings.cameras), settings.size)
     _check_out(out, settings.overwrite)
+    env = recipe.make(tasks[0])
     folder = Folder(out.with_name(f"{out.name}.partial"))
     _prepare(folder.path, recipe, settings.overwrite)
     ledgers = [Ledger(task, settings.episodes, folder.found(task)) for task in tasks]
 
-    env = recipe.make(tasks[0])
     begin = time.perf_counter()
     try:
         steps = _collect(ledgers, recipe, folder, settings.workers or len(os.sched_getaffinity(0)))
@@ -115,8 +115,8 @@ def _prepare(partial: Path, recipe: Recipe, overwrite: bool) -> None:
     now["cameras"] = list(recipe.cameras)
     file = partial / "collect.json"
     if file.exists():
-        before = read_json(file)
-        if before != now and not overwrite:
+        before, begun = read_json(file), any(partial.glob("*/[0-9]*"))
+        if before != now and begun and not overwrite:
             changed = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key])
             raise KinoiseError(f"{partial} was begun differently ({changed}). Use the same settings, or remove it.")
         if before != now:

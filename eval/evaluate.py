@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def evaluate(
     workers: int | None = None,
     slots: int = SLOTS,
     threads: int = 1,
-    make: Make = envs.make,
+    make: Make | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Plays `episodes` episodes of each task and says how many succeeded.
@@ -89,7 +88,7 @@ def evaluate(
         workers: processes for the simulators; as many as there are cores if None.
         slots: episodes under way at once. Changes which observations share a batch, hence the last bits of plans.
         threads: torch's, while the simulators run beside it.
-        make: builds a simulator from a task, `render=` and, if the policy has images, `cameras=` and `size=`.
+        make: builds a simulator from a task and `render=`; if None, one that shows what the policy observes.
         progress: whether to show it.
 
     Returns:
@@ -105,8 +104,8 @@ def evaluate(
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
     workers = workers or len(os.sched_getaffinity(0))
-    with _staging(out, video) as films, Workers(seen_by(policy.spec, make), workers) as pool, _torch_threads(threads):
-        found = _fitting(pool, make, tasks[0], policy.spec, video > 0)
+    with _staging(out, video) as films, Workers(make or envs.showing(policy.spec), workers) as pool, _torch_threads(threads):
+        found = _fitting(pool, make or envs.make, tasks[0], policy.spec, video > 0)
         protocol = EvaluationProtocol(env, tasks, episodes, horizon or found.horizon, seed)
         terms = Terms(policy.config.history, tuple(policy.spec.observations), protocol.horizon)
         jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
@@ -121,12 +120,13 @@ def evaluate(
                 outcomes.append(outcome)
                 bar.add(outcome)
         rollout_s = time.perf_counter() - started
+        alone = _batch1(policy, actor.last)
     result = make_result(
         protocol,
         identity(policy, checkpoint, ema),
         {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk},
         outcomes,
-        Planning(actor.seconds, actor.batch, actor.nfe, _batch1(policy, actor.last)),
+        Planning(actor.seconds, actor.batch, actor.nfe, alone),
         rollout_s=rollout_s,
         wall_s=time.perf_counter() - begin,
         rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},
@@ -137,17 +137,6 @@ def evaluate(
     if out is not None:
         write_json(out / "result.json", result)
     return result
-
-
-def seen_by(spec: Spec, make: Make = envs.make) -> Make:
-    """What builds simulators that show what `spec` observes: its cameras, at their size."""
-    images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
-    if not images:
-        return make
-    sizes = {item.shape[:2] for item in images.values()}
-    if len(sizes) > 1 or len(set(*sizes)) > 1:
-        raise KinoiseError(f"the policy's images have the sizes {sorted(sizes)}; simulators render one square size")
-    return partial(make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
 
 
 def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> PolicyIdentity:
@@ -187,7 +176,7 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
 
 
 def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator]] | None) -> list[float]:
-    """Seconds of plans for one observation, with torch's own number of threads; the first, which warms up, left out."""
+    """Seconds of plans for one observation while the simulators wait; the first, which warms up, left out."""
     if last is None:
         return []
     obs, gen = last

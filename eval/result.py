@@ -47,7 +47,7 @@ class Planning:
         seconds: of each batched plan, while the simulators ran beside it.
         batch: rows of each.
         nfe: network evaluations of each.
-        seconds_batch1: of plans for a single observation, with nothing beside them.
+        seconds_batch1: of plans for a single observation, while the simulators waited.
     """
 
     seconds: Sequence[float]

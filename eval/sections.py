@@ -16,7 +16,7 @@ from ..policies.diffusion import DiffusionPolicy
 from . import charts
 from .charts import Axis, Series
 from .sources import Parts, Video, read_video
-from .text import SPACE, count, duration, number, percent, short
+from .text import SPACE, Number, count, duration, number, percent, short
 
 Record = Mapping[str, Any]
 # Charts of metrics.jsonl: what each one shows, under which name. What is logged beside these gets a chart of its own.
@@ -167,7 +167,7 @@ def films(evaluation: Path | None, result: Record | None, most: int) -> tuple[li
     return shown, len(turns)
 
 
-def training(records: Sequence[Record], train: Record | None, checks: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
+def training(records: Sequence[Record], train: Record | None, checks: Sequence[tuple[int, Number]]) -> dict[str, Any] | None:
     """Curves of what metrics.jsonl logs, by update.
 
     Args:
@@ -207,7 +207,7 @@ def experts(policy: Policy) -> dict[str, Any] | None:
         # The network is told ln(sigma) / 4: show sigma.
         levels, visited = ([math.exp(4 * item) for item in values] for values in (levels, visited))
         name, log = "σ, from noise to clean", True
-    axis = Axis(levels[0], levels[-1], log, name)
+    axis = Axis(max(*levels, *visited), min(*levels, *visited), log, name)
     drawn = []
     for index, shares in enumerate(zip(*use["use"], strict=True), 1):
         first, last = (max(range(len(share)), key=share.__getitem__) + 1 for share in (shares[0], shares[-1]))

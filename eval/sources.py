@@ -16,6 +16,7 @@ from av.error import FFmpegError
 from ..files import read_json
 from ..policies.checkpoint import resolve, sha256, weights_path
 from ..spec import KinoiseError
+from .text import Number
 
 NUMBER = (int, float)
 INTERVAL = {"rate": NUMBER, "low": NUMBER, "high": NUMBER, "n": int, "errors": int}
@@ -145,7 +146,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [_record(line, f"{path}, line {index}") for index, line in enumerate(lines, 1)]
 
 
-def read_checks(directory: Path) -> list[tuple[int, float]]:
+def read_checks(directory: Path) -> list[tuple[int, Number]]:
     """(update, success rate) of the evaluations that training made, `directory/<update>/result.json`, by update."""
     found = [path for path in directory.glob("*/result.json") if path.parent.name.isdigit()]
     paths = sorted(found, key=lambda path: int(path.parent.name))

@@ -11,7 +11,7 @@ from . import charts
 from .charts import Axis, Series
 from .sections import Chart, Fact, Record
 from .sources import read_video
-from .text import count, number, short
+from .text import Number, count, number, short
 
 QUANTILES = ("p50", "p95", "p99", "max")
 LOOP = {
@@ -70,7 +70,7 @@ def control(directory: Path | None, loop: Record | None) -> dict[str, Any] | Non
     }
 
 
-def _ticks(value: float | None) -> str:
+def _ticks(value: Number | None) -> str:
     return f"{number(value)} tick{'' if value == 1 else 's'}"
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -124,15 +125,16 @@ class _Worker:
 
     def receive(self) -> Report:
         died = self._unanswered.popleft()
-        try:
-            reply = None if died else self.connection.recv()
-        except (EOFError, OSError):
-            died = self._restart()
-        if died:
-            raise WorkerDied(died)
-        if isinstance(reply, str):
-            raise KinoiseError(reply)
-        return reply
+        if died is None:
+            try:
+                reply = self.connection.recv()
+            except (EOFError, OSError):
+                died = self._restart()
+            else:
+                if isinstance(reply, str):
+                    raise KinoiseError(reply)
+                return reply
+        raise WorkerDied(died)
 
     def end(self, patience: float) -> None:
         self.process.join(patience)
@@ -145,7 +147,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, self._make), daemon=True, name="kinoise-simulators")
-        with _start_conditions():
+        with start_conditions():
             self.process.start()
         theirs.close()
 
@@ -161,8 +163,9 @@ class _Worker:
 
 
 @contextmanager
-def _start_conditions() -> Iterator[None]:
+def start_conditions() -> Iterator[None]:
     """What a process started now inherits: one thread a process, and SIGINT blocked, so that Ctrl-C is the main's alone."""
+    resource_tracker.ensure_running()  # it unblocks SIGINT when it is first started, which would be in the block
     before = {name: os.environ.get(name) for name in THREADS}
     os.environ.update(THREADS)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

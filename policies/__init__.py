@@ -33,9 +33,7 @@ def choices() -> dict[str, Any]:
     return {**members, **{path.stem: preset(path, members) for path in files}}
 
 
-def build_policy(
-    config: PolicyConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...], seed: int = 0
-) -> Policy:
+def build_policy(config: PolicyConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...], seed: int = 0) -> Policy:
     """A policy with fresh weights, which depend on `seed` alone.
 
     Raises KinoiseError when the policy can't be built for this data.

@@ -36,7 +36,9 @@ class PolicyConfig:
     """What all policies' settings share."""
 
     name: str = ""
-    observations: list[str] | None = field(default=None, metadata={"help": "observation keys to use; all of the data's if null"})
+    observations: list[str] | None = field(
+        default=None, metadata={"help": "observation keys to use; all of the data's if null"}
+    )
     history: int = field(default=1, metadata={"help": "observation steps that the policy sees"})
     chunk: int = field(default=12, metadata={"help": "actions in a plan"})
     execute: int = field(default=6, metadata={"help": "actions carried out before the next plan"})

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import __version__
+from ..config import UsageError
 from ..files import read_json, write_file, write_json
 from ..spec import KinoiseError, Spec, Stats
 from . import POLICIES, build_policy
@@ -46,19 +48,20 @@ def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> N
     )
 
 
-def load_policy(
-    path: Path | str, *, ema: bool = True, device: str = "cpu", decode: Mapping[str, Any] | None = None
-) -> Policy:
+def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", decode: Mapping[str, Any] | None = None) -> Policy:
     """The policy in eval mode.
 
     Args:
         path: a run, its `checkpoints/last`, or a checkpoint.
         ema: the averaged weights (what the field evaluates), or the last ones.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is a GPU where there is one.
         decode: settings laid over the checkpoint's own `decode`.
 
     Raises:
+        UsageError: a device that isn't there.
         KinoiseError: nothing there, a file cut short, unknown settings, or weights that don't fit (every key listed).
     """
+    device = _device(device)
     directory = resolve(path)
     config_path = directory / "config.json"
     value = read_json(config_path)
@@ -90,6 +93,18 @@ def weights_path(directory: Path, ema: bool = True) -> Path:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device={name}: expected cpu, cuda, cuda:1, ... or auto") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device={name}: torch finds no CUDA device here; take device=cpu")
+    return name
 
 
 def _config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> PolicyConfig:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
-from .base import DecodeConfig, Policy, PolicyConfig
+from .base import Policy, PolicyConfig
 from .core.codec import Affine
 from .core.guidance import guided
 from .core.network import Denoiser, Level, NetworkConfig
@@ -50,9 +50,7 @@ class DiffusionPolicy(Policy):
 
     config: DiffusionConfig
 
-    def __init__(
-        self, config: DiffusionConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]
-    ) -> None:
+    def __init__(self, config: DiffusionConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
         super().__init__(config, spec, stats, texts)
         self.observe = ObservationEncoder(config.encoder, self.spec, self.stats, texts, config.history, config.network.width)
         self.codec = Affine.fit(self.stats["action"], config.actions)
@@ -100,7 +98,9 @@ class DiffusionPolicy(Policy):
     def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"]) -> Denoise:
         context = self.observe(obs, dropped)
 
-        def network(x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]) -> Prediction:
+        def network(
+            x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]
+        ) -> Prediction:
             return self.network(x, self._level(noise), ctx)
 
         return lambda x, t: self.process.predict(network, x, t, context)

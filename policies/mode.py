@@ -43,13 +43,11 @@ class ModeConfig(DiffusionConfig):
 class ModePolicy(DiffusionPolicy):
     """See `DiffusionPolicy`; adds the account of which expert serves which noise level."""
 
-    config: ModeConfig
-
     @torch.inference_mode()
     def expert_use(self) -> dict[str, Any] | None:
         """Routing probabilities at 32 levels from noise to clean: `noise` is the network's label, ln(sigma) / 4 for EDM."""
-        if self.config.network.experts == 1 or self.config.network.routing != "noise":
-            return None
         noise = torch.stack([self.process.label(t) for t in self.process.grid(32)[:-1]])
         use = self.network.expert_use(noise.to(self.device, torch.float32))
+        if use is None:
+            return None
         return {"noise": noise.tolist(), "use": use.tolist()}

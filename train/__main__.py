@@ -45,11 +45,8 @@ def main(argv: Sequence[str]) -> int:
         choices={"data": lambda: f"formats: {', '.join(FORMATS)}"},
     )
     accelerator = make_accelerator(settings.train)
-    run, console = (
-        RunDirectory(Path(settings.out), settings.train.keep),
-        Console(stderr=True, quiet=not accelerator.is_main_process),
-    )
-    store = open_store(settings.data)
+    console = Console(stderr=True, quiet=not accelerator.is_main_process)
+    run, store = RunDirectory(Path(settings.out), settings.train.keep), open_store(settings.data)
     with run.claimed(settings.resume) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         state = run.newest()

@@ -66,9 +66,7 @@ class Trainer:
             group["lr"] = learning_rate(self.config, self.step)
         loss, parts = self.objective(batch, self.order.noise(self.step))
         self.accelerator.backward(loss)
-        # On the CPU torch falls back to one call per parameter unless told.
-        foreach = self.accelerator.device.type == "cpu" or None
-        norm = nn.utils.clip_grad_norm_(self._live, self.config.clip or float("inf"), foreach=foreach)
+        norm = nn.utils.clip_grad_norm_(self._live, self.config.clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

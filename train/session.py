@@ -72,7 +72,7 @@ class Session:
         Raises:
             KinoiseError: a number is no longer finite (the checkpoints stay sound), the disk is full, an evaluation failed.
         """
-        with self.opened(), compiler_errors():
+        with self.opened(), self._stop, compiler_errors():
             self._evaluate()
             while self.trainer.step < self.config.steps and self._stop.signal is None:
                 self.update()
@@ -87,11 +87,11 @@ class Session:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Trackers, bar and signal handlers, which `update` needs, for the block."""
+        """Trackers and bar, which `update` needs, for the block."""
         if self._leads:
             self._trackers = open_trackers(self.config, self.run, self.trainer.step, as_json(self.settings))
         try:
-            with self._display, self._stop:
+            with self._display:
                 yield
         finally:
             for tracker in self._trackers:

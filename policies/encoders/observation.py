@@ -53,7 +53,9 @@ class ObservationEncoder(nn.Module):
         small = [key for key in self.cameras if min(spec.observations[key].shape[:2]) <= 32]
         if small and config.pool == "softmax":
             # ResNet-18 divides sizes by 32: a map of one place fires at that place whatever it sees.
-            raise KinoiseError(f"{small}: images of at most 32 pixels leave nothing to see; take larger ones, or encoder.pool=average")
+            raise KinoiseError(
+                f"{small}: images of at most 32 pixels leave nothing to see; take larger ones, or encoder.pool=average"
+            )
         if self.cameras:
             condition = width if spec.language else None
             self.images = ImageEncoder(len(self.cameras), history, width, condition, config.shared_cameras, config.pool)
@@ -66,13 +68,15 @@ class ObservationEncoder(nn.Module):
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
         self._check(obs)
-        tokens, condition = [], None
+        tokens: list[Tensor] = []
+        condition = None
         if self.language is not None:
             assert obs.text is not None
             condition = self.language(obs.texts, obs.text, None if dropped is None else ~dropped)
             tokens.append(condition[:, None])
         for key, codec, encoder in zip(self.keys, self.codecs, self.states, strict=True):
-            tokens.append(encoder(codec.encode(obs.values[key].to(encoder.step.device))))
+            assert isinstance(codec, Affine)
+            tokens.append(encoder(codec.encode(obs.values[key].to(codec.centre.device))))
         if self.images is not None:
             images = [obs.values[key].to(self.images.place.device) for key in self.cameras]
             tokens.append(self.images(images, condition))

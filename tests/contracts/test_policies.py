@@ -108,7 +108,9 @@ def test_rows_of_a_batch_do_not_meet(name: str) -> None:
     together = policy.plan(obs, generators(3)).actions
     for row in range(3):
         one = Observation({"state": obs.values["state"][row : row + 1]}, TEXTS, obs.text[row : row + 1])
-        torch.testing.assert_close(policy.plan(one, generators(3)[row : row + 1]).actions[0], together[row], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            policy.plan(one, generators(3)[row : row + 1]).actions[0], together[row], atol=1e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -159,7 +161,7 @@ def test_expert_use_is_a_distribution() -> None:
     assert small("mode_token").expert_use() is None
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tmp_path: Path) -> Path:
     policy = small("mode")
     save_policy(tmp_path, policy, dict(policy.named_parameters()))
@@ -177,7 +179,10 @@ def test_a_wrong_checkpoint_says_what_is_wrong(saved: Path) -> None:
     (saved / "ema.safetensors").write_bytes((saved / "ema.safetensors").read_bytes()[:-100])
     with pytest.raises(KinoiseError, match="cut short"):
         load_policy(saved)
-    save_file({**{name: item for name, item in weights.items() if name != key}, "other": weights[key].clone()}, saved / "ema.safetensors")
+    save_file(
+        {**{name: item for name, item in weights.items() if name != key}, "other": weights[key].clone()},
+        saved / "ema.safetensors",
+    )
     with pytest.raises(KinoiseError, match=rf"{key} is missing; other is unknown"):
         load_policy(saved)
     (saved / "ema.safetensors").unlink()
@@ -208,6 +213,6 @@ def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
         load_policy(saved, decode={"sampler": "magic"})
     with pytest.raises(KinoiseError, match="the data hold"):
         small("mode", observations=["camera"])
+    policy = small("mode")
     with pytest.raises(KinoiseError, match="training mode"):
-        policy = small("mode")
         policy.plan(observation(policy), generators(3))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from kinoise import envs
-from kinoise.config import UsageError
+from kinoise.config import UsageError, termination
 from kinoise.data import Episode, write_store
 from kinoise.eval.__main__ import main, show
 from kinoise.eval.evaluate import evaluate
@@ -231,6 +234,21 @@ def test_a_camera_that_the_simulator_lacks_does_not_hide_the_other_differences()
 def test_unfit_arguments_are_refused(change: dict[str, Any], text: str):
     with pytest.raises(KinoiseError, match=text):
         play(**change)
+
+
+def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
+    class Terminated(Walker):
+        def plan(self, obs: Observation, gen: Gen) -> Plan:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().plan(obs, gen)
+
+    before, children = signal.getsignal(signal.SIGTERM), multiprocessing.active_children()
+    with pytest.raises(SystemExit) as leaving, termination():
+        play(policy=Terminated(), out=tmp_path / "eval", video=2)
+    assert leaving.value.code == 128 + signal.SIGTERM
+    assert not list((tmp_path / "eval").iterdir())
+    assert multiprocessing.active_children() == children
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(

@@ -137,13 +137,20 @@ def test_every_parameter_learns(context: str, experts: dict):
     assert not idle
 
 
-def test_a_fresh_network_returns_zero_and_its_adaptive_blocks_change_nothing():
+def test_a_fresh_network_returns_zero():
     x, ctx = inputs()
-    net = Denoiser(NetworkConfig(**SMALL), ACTION, CHUNK).eval()
-    level = net.level(torch.tensor(0.5))
-    assert not net(x, level, ctx).value.any()
-    tokens, _ = net.blocks[0](ctx, None, level.branches[:2], None, None)
-    torch.testing.assert_close(tokens, ctx)
+    assert not Denoiser(NetworkConfig(**SMALL), ACTION, CHUNK)(x, torch.rand(3), ctx).value.any()
+
+
+@pytest.mark.parametrize("context", ["prefix", "cross"])
+def test_adaptive_norm_starts_without_effect(context: str):
+    plain = Denoiser(NetworkConfig(**SMALL, context=context, noise_token=True, adaptive_norm=False), ACTION, CHUNK)
+    adaptive = Denoiser(NetworkConfig(**SMALL, context=context, noise_token=True), ACTION, CHUNK)
+    nn.init.normal_(plain.head.weight)
+    missing, unused = adaptive.load_state_dict(plain.state_dict(), strict=False)
+    assert all(name.startswith("modulations.") for name in [*missing, *unused])
+    (x, ctx), noise = inputs(), torch.rand(3)
+    torch.testing.assert_close(adaptive(x, noise, ctx).value, plain(x, noise, ctx).value, atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_is_drawn_from_the_given_generator_in_training_alone():

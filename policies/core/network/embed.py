@@ -77,8 +77,9 @@ class Modulation(NamedTuple):
 class Modulations(nn.Module):
     """Every branch's modulation, and last the head's, which has no gate.
 
-    With `adaptive_norm` one linear map of phi gives them all (DiT, arXiv 2212.09748): scales start at one, shifts and
-    gates at zero (adaLN-Zero), so a fresh block is the identity. Otherwise each has the usual learned norm weight.
+    With `adaptive_norm` one linear map of phi gives them all (DiT, arXiv 2212.09748). As there its matrix starts at zero,
+    but the gates start at one, so that a fresh network is the one without adaptive norm: behind an output that is zero,
+    closed gates make a short training start late. Otherwise each branch has a learned norm weight.
     `noise_attention` adds phi to what self-attention, each block's first branch, sees (MoDE, arXiv 2412.12953).
     """
 
@@ -89,7 +90,7 @@ class Modulations(nn.Module):
         self.adaptive = nn.Linear(config.width, (3 * count - 1) * config.width) if config.adaptive_norm else None
         if self.adaptive is not None:
             nn.init.zeros_(self.adaptive.weight)
-            start = torch.eye(3)[0].repeat(count)[:-1]
+            start = torch.tensor([1.0, 0.0, 1.0]).repeat(count)[:-1]  # scale, shift, gate
             self.adaptive.bias.data.copy_(start.repeat_interleave(config.width))
 
     def forward(self, phi: Float[Tensor, "*rows width"]) -> list[Modulation]:
