@@ -22,9 +22,17 @@ class Windows:
         chunk: actions in a window.
         history: observations in a window.
         subset: the episodes to use, in this order (held-out validation); all of them when None.
+        keys: the observations to gather; all of them when None.
     """
 
-    def __init__(self, store: EpisodeStore, chunk: int, history: int = 1, subset: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        store: EpisodeStore,
+        chunk: int,
+        history: int = 1,
+        subset: Sequence[int] | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> None:
         """Raises KinoiseError for a chunk or history below 1 and for an empty, repeated or unknown episode in `subset`."""
         if chunk < 1 or history < 1:
             raise KinoiseError(f"chunk={chunk} history={history}: a window needs at least one action and one observation.")
@@ -35,6 +43,7 @@ class Windows:
                 f"subset of {len(episodes)} episodes: expected distinct indices from 0 to {len(store.ends) - 1}, at least one."
             )
         self.store, self.chunk, self.history = store, chunk, history
+        self.keys = tuple(store.spec.observations if keys is None else keys)
         self._first = starts(store.ends)[episodes]
         self._last = store.ends[episodes] - 1
         self._text = store.text[episodes]
@@ -55,7 +64,7 @@ class Windows:
         last = self._last[episode][:, None]
         past = np.maximum(now + self._past, self._first[episode][:, None])
         future = now + self._future
-        values = {key: torch.from_numpy(self.store.gather(key, past)) for key in self.store.spec.observations}
+        values = {key: torch.from_numpy(self.store.gather(key, past)) for key in self.keys}
         actions = torch.from_numpy(self.store.gather(ACTION, np.minimum(future, last)))
         texts, text = self._texts(episode) if self.store.spec.language else ((), None)
         return Batch(Observation(values, texts, text), actions, torch.from_numpy(future <= last))

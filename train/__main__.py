@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -111,14 +112,14 @@ def make_session(
     config, seed = settings.train, settings.seed
     learnt, held_out = split(store, config.validation, seed)
     policy = build(settings, store) if state is None else load_policy(run.checkpoint(state.step), ema=False)
-    shape = {"chunk": policy.config.chunk, "history": policy.config.history}
-    windows = Windows(store, **shape, subset=learnt)
+    gather = partial(Windows, store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
+    windows = gather(subset=learnt)
     remedy = f"Train in another out= with train.lr < {config.lr}, or see what is wrong with kinoise inspect {settings.data}."
     trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
     if state is not None:
         ema = run.ema(state.step) if config.ema else {}
         trainer.restore(state.step, ema, run.optimizer(state.step))
-    validation = Validation(Windows(store, **shape, subset=held_out), config.batch_size, seed) if held_out else None
+    validation = Validation(gather(subset=held_out), config.batch_size, seed) if held_out else None
     elapsed = state.elapsed_s if state else 0.0
     return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed)
 

@@ -114,8 +114,6 @@ class Language(nn.Module):
         vectors = self.layers(features).index_select(0, text.to(self.null.device))
         return vectors if keep is None else torch.where(keep.to(self.null.device)[:, None], vectors, self.null)
 
-    # A policy may plan under inference_mode and train afterwards; what is remembered has to serve both.
-    @torch.inference_mode(False)
     @torch.no_grad()
     def _fill(self) -> None:
         """Embeds the known texts, unless a checkpoint has brought their embeddings: unit vectors, never zero."""
@@ -125,7 +123,6 @@ class Language(nn.Module):
             self.features.copy_(spread(embeddings, embeddings))
         self._filled = True
 
-    @torch.inference_mode(False)
     @torch.no_grad()
     def _lookup(self, texts: tuple[str, ...]) -> Float[Tensor, "texts 384"]:
         new = [text for text in dict.fromkeys(texts) if text not in self._index and text not in self._others]

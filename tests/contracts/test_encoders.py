@@ -68,6 +68,8 @@ ENCODERS = {
 @pytest.mark.parametrize(("build", "encode", "tokens"), ENCODERS.values(), ids=ENCODERS.keys())
 def test_an_encoder_makes_tokens_row_by_row_and_learns(build, encode, tokens, spelling):
     encoder = build()
+    for item in [item for name, item in encoder.named_parameters() if "film" in name]:
+        torch.nn.init.normal_(item, std=0.1)
     made = encode(encoder, slice(0, 4))
     assert made.shape == (4, tokens, WIDTH)
     torch.testing.assert_close(encode(encoder, slice(1, 2)), made[1:2], atol=1e-4, rtol=1e-4)
@@ -81,6 +83,13 @@ def test_an_encoder_makes_tokens_row_by_row_and_learns(build, encode, tokens, sp
     restored = build()
     restored.load_state_dict(encoder.state_dict())
     assert encode(restored, slice(0, 4)).equal(made)
+
+
+def test_equal_observations_at_different_steps_and_cameras_are_told_apart():
+    view = images(1)[:, :1].expand(-1, HISTORY, -1, -1, -1)
+    still = StateEncoder(7, HISTORY, WIDTH)(torch.ones(1, HISTORY, 7))
+    seen = ImageEncoder(2, HISTORY, WIDTH, shared=True)([view, view])
+    assert all(torch.pdist(tokens[0]).min() > 0.1 for tokens in (still, seen))
 
 
 def test_a_row_gets_its_own_instruction_whatever_the_table(spelling):
@@ -109,9 +118,9 @@ def test_a_checkpoint_needs_no_sentence_encoder_for_what_it_knows(spelling):
 
 def test_an_unknown_instruction_is_asked_for_once_and_not_saved(spelling):
     encoder = Language(TEXTS, WIDTH)
-    weights = {key: item.clone() for key, item in encoder.state_dict().items()}
     with torch.inference_mode():
         first = encoder(("shut it", TEXTS[0]), torch.tensor([0, 1]))
+    weights = {key: item.clone() for key, item in encoder.state_dict().items()}
     again = encoder((TEXTS[1], "shut it"), torch.tensor([1, 0]))
     assert spelling.asked == [*TEXTS, "shut it"]
     torch.testing.assert_close(again[0], first[0])

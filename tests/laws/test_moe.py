@@ -44,8 +44,7 @@ def mixture(module: FeedForward, choice: Choice, x: Tensor) -> Tensor:
 def test_one_expert_is_a_plain_feed_forward(activation: str):
     module, x = feedforward(1, activation), torch.randn(4, 3, WIDTH, generator=gen())
     (grouped,) = dispatch(choose(torch.ones(4, 1, 1), 1, None), experts=1)
-    fused = module.fuse(torch.tensor([0]), torch.tensor([1.0]))
-    for how in (None, grouped, fused):
+    for how in (None, grouped, module.shares([0], [1.0])):
         torch.testing.assert_close(module(x, how), expert(module, 0, x))
 
 
@@ -80,10 +79,10 @@ def test_tokens_can_be_rows():
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu"])
-def test_fused_experts_are_their_weighted_sum(activation: str):
+def test_experts_shared_by_all_rows_are_their_weighted_sum(activation: str):
     module, x = feedforward(4, activation), torch.randn(2, 3, WIDTH, generator=gen())
-    fused = module.fuse(torch.tensor([3, 1]), torch.tensor([0.7, 0.3]))
-    torch.testing.assert_close(module(x, fused), 0.7 * expert(module, 3, x) + 0.3 * expert(module, 1, x))
+    expected = 0.7 * expert(module, 3, x) + 0.3 * expert(module, 1, x)
+    torch.testing.assert_close(module(x, module.shares([3, 1], [0.7, 0.3])), expected)
 
 
 def test_choosing_all_experts_is_the_dense_mixture():

@@ -127,6 +127,20 @@ def test_attention_is_the_textbook_s(causal: bool, qk_norm: bool):
     torch.testing.assert_close(attention(x), expected)
 
 
+@pytest.mark.parametrize("residual", ["input", "normalised"])
+@pytest.mark.parametrize("context", ["prefix", "cross"])
+def test_a_block_is_its_branches_scaled_shifted_and_gated(context: str, residual: str):
+    net, (_, ctx) = network(context=context, moe_residual=residual, noise_attention=True), inputs()
+    block, branches = net.blocks[0], net.level(torch.tensor(0.5)).branches[: net.config.branches]
+    x = expected = torch.randn(3, 6, WIDTH)
+    layers = [block.attention, *([lambda h: block.cross(h, ctx)] if block.cross else []), block.feedforward]
+    for layer, (scale, shift, gate) in zip(layers, branches, strict=True):
+        h = F.rms_norm(expected, (WIDTH,), eps=1e-12) * (scale / WIDTH**0.5) + shift
+        base = h if layer is block.feedforward and residual == "normalised" else expected
+        expected = base + gate * layer(h)
+    torch.testing.assert_close(block(x, ctx, branches, None, None)[0], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("experts", EXPERTS.values(), ids=EXPERTS.keys())
 @pytest.mark.parametrize("context", ["prefix", "cross"])
 def test_every_parameter_learns(context: str, experts: dict):

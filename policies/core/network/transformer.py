@@ -15,7 +15,7 @@ from ..random import Gen, uniform
 from .attention import Attention
 from .config import NetworkConfig
 from .embed import Modulation, Modulations, NoiseEmbedding, linear, unit
-from .moe import Choice, Dispatch, FeedForward, Router, Weights, choose, dispatch, imbalance
+from .moe import Choice, Dispatch, FeedForward, Router, Share, choose, dispatch, imbalance
 
 
 class Level(NamedTuple):
@@ -24,13 +24,13 @@ class Level(NamedTuple):
     Args:
         token: the noise as a token, `[1 or batch, 1, width]`.
         branches: the modulations of each block's branches, and last the head's.
-        experts: each block's: fused (`Denoiser.level`), grouped by sample (training), None where noise does not choose.
+        experts: each block's: those of all rows (`Denoiser.level`), or each row's; None where noise does not choose.
         balance: the routing's load-balancing loss, in training.
     """
 
     token: Tensor
     branches: list[Modulation]
-    experts: tuple[Weights | Dispatch | None, ...]
+    experts: tuple[tuple[Share, ...] | Dispatch | None, ...]
     balance: Tensor | None = None
 
 
@@ -52,7 +52,7 @@ class Block(nn.Module):
         x: Float[Tensor, "batch tokens width"],
         memory: Float[Tensor, "batch context width"] | None,
         branches: list[Modulation],
-        experts: Weights | Dispatch | None,
+        experts: tuple[Share, ...] | Dispatch | None,
         gen: Gen | None,
         keep: int | None = None,
     ) -> tuple[Float[Tensor, "batch kept width"], Tensor | None]:
@@ -126,7 +126,7 @@ class Denoiser(nn.Module):
             KinoiseError: training without `gen` where something has to be drawn.
         """
         gen = self._draws(gen)
-        level = noise if isinstance(noise, Level) else self._condition(noise, gen)
+        level = noise if isinstance(noise, Level) else self._condition(noise.expand(len(x)), gen)
         tokens, memory = self.actions(x.to(self.position.dtype)) + self.position, None
         seen = [level.token.expand(len(x), -1, -1), context] if self.config.noise_token else [context]
         if self.memory_norm is None:
@@ -146,30 +146,31 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def level(self, noise: Float[Tensor, ""]) -> Level:
-        """What a whole batch at one noise level shares, to be computed once: phi, norms and gates, experts chosen and fused.
+        """What all rows at one noise level share, to be computed once: phi, norms and gates, and the likeliest experts.
 
-        It holds copies of the chosen experts and goes stale when the weights change.
+        It goes stale when the weights change.
         """
-        return self._condition(noise, None)
+        phi = self.noise(noise)
+        experts = (None,) * self.config.depth
+        if self.router is not None:
+            choices = (part.tolist() for part in choose(self.router(phi), self.config.chosen, None))
+            experts = tuple(block.feedforward.shares(*one) for block, *one in zip(self.blocks, *choices, strict=True))
+        return Level(phi[None, None], self.modulations(phi), experts)
 
     @torch.no_grad()
     def expert_use(self, noise: Float[Tensor, "levels"]) -> Float[Tensor, "levels depth experts"] | None:
         """Each expert's probability at each noise label; rows sum to one. None where noise does not choose experts."""
         return None if self.router is None else self.router(self.noise(noise))
 
-    def _condition(self, noise: Tensor, gen: Gen | None) -> Level:
+    def _condition(self, noise: Float[Tensor, "batch"], gen: Gen | None) -> Level:
         phi = self.noise(noise)
         experts, balance = (None,) * self.config.depth, None
         if self.router is not None:
             probabilities = self.router(phi)
             choice = choose(probabilities, self.config.chosen, gen)
-            if noise.ndim == 0:
-                experts = tuple(block.feedforward.fuse(*one) for block, *one in zip(self.blocks, *choice, strict=True))
-            else:
-                experts = dispatch(choice, self.config.experts)
-                balance = imbalance(probabilities, choice) if self.training and self.config.routing == "noise" else None
-        rows = phi if noise.ndim == 0 else phi[:, None]
-        return Level(phi.view(-1, 1, self.config.width), self.modulations(rows), experts, balance)
+            experts = dispatch(choice, self.config.experts)
+            balance = imbalance(probabilities, choice) if self.training and self.config.routing == "noise" else None
+        return Level(phi[:, None], self.modulations(phi[:, None]), experts, balance)
 
     def _draws(self, gen: Gen | None) -> Gen | None:
         """`gen` in training, None otherwise."""
