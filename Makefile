@@ -29,14 +29,21 @@ $(VENV)/tested: $(VENV)/installed
 demo: $(DEMO)/report.html
 	@echo "open $(abspath $(DEMO)/report.html)"
 
-$(DEMO)/data/kinoise.json: | $(VENV)/installed
-	$(KINOISE) collect env=metaworld/mt10 episodes=50 seed=0 out=$(DEMO)/data
+# What the machine lacks is said before any work; where it can't render there are no videos, and all else works.
+$(DEMO)/doctor.txt: | $(VENV)/installed
+	mkdir -p $(DEMO)
+	$(KINOISE) doctor out=$(DEMO) > $@ || { cat $@; exit 1; }
+	cat $@
+
+$(DEMO)/data/kinoise.json: | $(DEMO)/doctor.txt
+	$(KINOISE) collect env=metaworld/mt10 episodes=100 seed=0 out=$(DEMO)/data
 
 $(DEMO)/run/train.json: $(DEMO)/data/kinoise.json
 	$(KINOISE) train policy=mode data=$(DEMO)/data out=$(DEMO)/run resume=true
 
 $(DEMO)/eval/result.json: $(DEMO)/run/train.json
-	$(KINOISE) eval $(DEMO)/run env=metaworld/mt10 episodes=10 seed=1000 data=$(DEMO)/data video=1 out=$(DEMO)/eval
+	$(KINOISE) eval $(DEMO)/run env=metaworld/mt10 episodes=10 seed=1000 data=$(DEMO)/data out=$(DEMO)/eval \
+		video=$$(grep -c '^OK   rendering' $(DEMO)/doctor.txt)
 
 $(DEMO)/control/control.json: $(DEMO)/run/train.json
 	$(KINOISE) control $(DEMO)/run env=metaworld/push rate=20 seconds=20 out=$(DEMO)/control

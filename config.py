@@ -139,6 +139,15 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     return names
 
 
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (`full.name`, value) pairs, in order."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flat(item, f"{prefix}{key}.")
+        else:
+            yield prefix + key, item
+
+
 def preset(path: Path, members: Mapping[str, Any]) -> Any:
     """A choice read from YAML: the member that its `base:` names, with the file's other keys laid over it.
 
@@ -167,7 +176,7 @@ def preset(path: Path, members: Mapping[str, Any]) -> Any:
 def _help(command: str, schema: type, positional: str | None, groups: dict, defaults: dict, about: str, choices: dict) -> str:
     usage = f"kinoise {command} {positional.upper() + ' ' if positional else ''}[key=value ...]"
     lines = [f"usage: {usage}", "", about.strip(), "", "settings (default):"]
-    lines += _describe(schema, "", choices, {**groups})
+    lines += _describe(schema, "", choices, groups)
     for name, members in groups.items():
         lines += ["", f"{name}= one of (default {defaults.get(name)}), or a YAML file with `base:`:"]
         lines += [f"  {member}" for member in members]

@@ -7,10 +7,16 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 
 LIBRARIES = ("torch", "numpy", "av", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
+
+
+def origin() -> dict[str, Any]:
+    """What every result carries: `kinoise` (its version), `versions`, `commit` and `machine`."""
+    return {"kinoise": __version__, "versions": versions(), "commit": commit(), "machine": machine()}
 
 
 def versions() -> dict[str, str]:

@@ -101,7 +101,7 @@ class Spec:
         if lines:
             raise SpecMismatch(
                 f"the {names[0]} does not match the {names[1]}: {'; '.join(lines)}. "
-                f"Use a {names[1]} with the same observations and actions, or train on data from it."
+                f"Use a matching {names[1]}, or train on data from this one."
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class Plan:
         dt: seconds between actions.
         obs_time: time of the observation that the plan answers.
         nfe: network evaluations spent.
-        timing: seconds per stage (`encode`, `denoise`, `decode`), measured by the policy.
+        timing: seconds per stage (`encode`, `denoise`), measured by the policy.
     """
 
     actions: Float[torch.Tensor, "batch chunk action"]

@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     from kinoise.eval.rollout import SLOTS, Actor, Rollout, look
     from kinoise.eval.slot import Job, Outcome, ReplayDriver, Terms
     from kinoise.eval.workers import Workers
-    from kinoise.policies.checkpoint import load_policy, resolve, sha256, weights_path
+    from kinoise.policies.checkpoint import identity, load_policy, resolve
 
     settings = parse("evaluation", Settings, argv, positional="run", about=__doc__ or "")
     checkpoint = resolve(settings.run)
@@ -95,8 +95,7 @@ def main(argv: Sequence[str]) -> int:
                 rates[name].append(rate)
                 print(f"{name:>7} {rate:7.0f} steps/s", flush=True)
     figures = {
-        "policy": {"name": policy.config.name, "parameters": policy.parameter_count},
-        "checkpoint": {"path": str(checkpoint), "sha256": sha256(weights_path(checkpoint))},
+        "policy": identity(policy, checkpoint),
         "protocol": protocol.to_json(),
         "decode": {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk},
         "rollout": {"workers": workers, "slots": slots, "threads": torch.get_num_threads()},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from kinoise.files import write_json
-from kinoise.provenance import commit, machine, versions
+from kinoise.provenance import origin
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -24,6 +24,6 @@ def write(name: str, figures: dict[str, Any]) -> None:
     """Prints the figures and keeps them as `results/<name>.json`."""
     module = sys.modules["__main__"].__spec__
     command = ["python", "-m", module.name if module else name, *sys.argv[1:]]
-    value = {**figures, "command": " ".join(command), "commit": commit(), "machine": machine(), "versions": versions()}
+    value = {**figures, "command": " ".join(command), **origin()}
     write_json(RESULTS / f"{name}.json", value)
     print(json.dumps(figures, indent=2))

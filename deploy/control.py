@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .. import __version__, envs
+from .. import envs
 from ..config import UsageError, parse
 from ..files import disk_errors, write_json
-from ..policies.base import Policy, check_execute
-from ..policies.checkpoint import load_policy, resolve, sha256, weights_path
-from ..provenance import commit, machine, versions
+from ..policies.base import DecodeChanges, Policy, check_execute
+from ..policies.checkpoint import identity, load_policy, resolve
+from ..provenance import origin
 from ..spec import KinoiseError
 from .controller import Controller
 from .guards import GuardConfig, Guards
@@ -41,15 +41,6 @@ FRAMES_PER_SECOND = 10
 
 
 @dataclass
-class Decode:
-    """Settings laid over the checkpoint's own."""
-
-    sampler: str | None = field(default=None, metadata={"help": "the checkpoint's if null"})
-    steps: int | None = field(default=None, metadata={"help": "the checkpoint's if null"})
-    guidance: float | None = field(default=None, metadata={"help": "the checkpoint's if null"})
-
-
-@dataclass
 class Settings:
     run: str = field(default=MISSING, metadata={"help": "a run or a checkpoint"})
     env: str = field(default=MISSING, metadata={"help": "one task"})
@@ -62,7 +53,7 @@ class Settings:
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
     video: bool = field(default=False, metadata={"help": "afterwards, carry the commands out again and film OUT/control.mp4"})
-    decode: Decode = field(default_factory=Decode)
+    decode: DecodeChanges = field(default_factory=DecodeChanges)
     guards: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
@@ -78,15 +69,15 @@ def main(argv: Sequence[str]) -> int:
     Raises KinoiseError when the run could not start, when planning failed at any time, or when no plan came in time.
     """
     settings = parse("control", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
-    decode = {key: value for key, value in asdict(settings.decode).items() if value is not None}
-    policy = load_policy(settings.run, ema=settings.ema, device=settings.device, decode=decode)
+    checkpoint = resolve(settings.run)
+    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
     make = partial(envs.showing(policy.spec), _task(settings.env))
     out = Path(settings.out or Path(settings.run) / "control")
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
 
     with closing(SimRobot(make, settings.rate, settings.seed)) as robot:
-        result, record = _run(settings, policy, robot)
+        result, record = _run(settings, policy, checkpoint, robot)
     write_json(out / "control.json", result)
     _report(result)
     if settings.video:
@@ -97,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     return 128 + signal.Signals[result["ended_by"]] if result["ended_by"] else 0
 
 
-def _run(settings: Settings, policy: Policy, robot: SimRobot) -> tuple[dict[str, Any], Record]:
+def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) -> tuple[dict[str, Any], Record]:
     """Runs the loop; returns what `control.json` holds, and the record that it is made from."""
     policy.spec.require(robot.spec.select(policy.spec.observations), ("policy", "environment"))
     execute = policy.config.execute if settings.execute is None else settings.execute
@@ -113,19 +104,10 @@ def _run(settings: Settings, policy: Policy, robot: SimRobot) -> tuple[dict[str,
             record = controller.run(settings.seconds, lambda: caught() is not None)
         wall, ended_by = time.monotonic() - begin, caught()
 
-    checkpoint = resolve(settings.run)
     finished = [item.success for item in robot.episodes if item.finished]
     return {
-        "kinoise": __version__,
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "policy": {
-            "name": policy.config.name,
-            "checkpoint": str(checkpoint),
-            "sha256": sha256(weights_path(checkpoint, settings.ema)),
-            "parameters": policy.parameter_count,
-        },
+        **origin(),
+        "policy": identity(policy, checkpoint, settings.ema),
         "decode": {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk, "threads": threads},
         "env": settings.env,
         "seed": settings.seed,

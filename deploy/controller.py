@@ -121,9 +121,8 @@ class Controller:
             self._readings.append(reading)
 
     def _ask(self, tick: int, time: float) -> None:
-        elapsed = 0 if self._plan is None else self._step(self._plan, time)
         self._asked = tick
-        self.inference.submit(Request(tick, time, tuple(self._readings), self._plan, elapsed))
+        self.inference.submit(Request(tick, time, tuple(self._readings)))
 
     def _take(self, reply: Reply, tick: int, time: float) -> None:
         request, plan = reply.request, reply.plan

@@ -25,15 +25,11 @@ class Request:
         tick: of the newest reading.
         time: of that tick's deadline, seconds on the loop's clock.
         readings: the observation history, oldest first.
-        previous: the plan in use, None when there is none.
-        elapsed: ticks since the observation that `previous` answers.
     """
 
     tick: int
     time: float
     readings: tuple[Reading, ...]
-    previous: Plan | None = None
-    elapsed: int = 0
 
 
 @dataclass(frozen=True)

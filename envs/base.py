@@ -63,11 +63,6 @@ class Env(gymnasium.Env[Any, np.ndarray]):
     def __str__(self) -> str:
         return f"<{type(self).__name__} {self.task}>"
 
-    @property
-    def rate(self) -> float:
-        """Control steps per second of simulated time (Hz)."""
-        return self.spec.rate
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         """The first observation of an episode whose initial state depends on `seed` alone, whatever was played before.
 

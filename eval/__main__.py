@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,13 @@ from rich.table import Column, Table
 
 from .. import envs
 from ..config import parse
+from ..policies.base import DecodeChanges
 from ..policies.checkpoint import load_policy, resolve
 from .evaluate import evaluate
 from .rollout import SLOTS
 
 ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
 what planning cost. The same command gives the same episodes."""
-
-
-@dataclass
-class Decode:
-    """Laid over the checkpoint's own settings; null keeps them."""
-
-    sampler: str | None = field(default=None, metadata={"help": "how noise becomes a plan; null: as the checkpoint says"})
-    steps: int | None = field(default=None, metadata={"help": "grid intervals from noise to a plan"})
-    guidance: float | None = field(default=None, metadata={"help": "classifier-free guidance scale"})
 
 
 @dataclass
@@ -49,7 +41,7 @@ class Settings:
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
     slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
     threads: int = field(default=1, metadata={"help": "of the policy, on the CPU; more than spare cores slows everything"})
-    decode: Decode = field(default_factory=Decode)
+    decode: DecodeChanges = field(default_factory=DecodeChanges)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,8 +55,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(settings.out or Path(settings.run) / "eval")
     console = Console()
     checkpoint = resolve(settings.run)
-    decode = {key: item for key, item in asdict(settings.decode).items() if item is not None}
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=decode)
+    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
     result = evaluate(
         policy,
         settings.env,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import wait
 
 from ..spec import KinoiseError
 from .demonstration import Folder, Recipe, serve
-from .workers import start_conditions
+from .workers import start
 
 # An expert that does no better than this in so many attempts is broken, or the noise is too much for it.
 TRIES, HOPELESS = 50, 0.9
@@ -77,12 +76,7 @@ class Worker:
     """A process that plays one attempt at a time. It ends with the `with` block, or with the main process."""
 
     def __init__(self, recipe: Recipe, folder: Folder) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, recipe, folder), daemon=True, name="kinoise-collect")
-        with start_conditions():
-            self._process.start()
-        theirs.close()
+        self._process, self.connection = start(serve, recipe, folder, name="kinoise-collect")
         self.ledger: Ledger | None = None
         self._index = 0
 

@@ -18,11 +18,11 @@ from ..data import open_store
 from ..files import new_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
-from ..policies.checkpoint import sha256, weights_path
+from ..policies.checkpoint import identity
 from ..spec import KinoiseError, Observation, Plan, Spec
 from .progress import EpisodeProgress
 from .protocol import EvaluationProtocol
-from .result import VIDEOS, Planning, PolicyIdentity, make_result, overlap
+from .result import VIDEOS, Planning, make_result, overlap
 from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator, Terms
 from .workers import Workers
@@ -137,14 +137,6 @@ def evaluate(
     if out is not None:
         write_json(out / "result.json", result)
     return result
-
-
-def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> PolicyIdentity:
-    """The policy's name and size, and where its weights come from."""
-    name, size = policy.config.name, policy.parameter_count
-    if checkpoint is None:
-        return PolicyIdentity(name, None, None, size)
-    return PolicyIdentity(name, str(checkpoint), sha256(weights_path(checkpoint, ema)), size)
 
 
 def film_name(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""What can be said from a number of episodes: intervals, paired tests, percentiles."""
+"""What can be said from a number of episodes: intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from math import comb, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
-
-import numpy as np
 
 
 class Interval(NamedTuple):
@@ -72,11 +70,3 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     n = only_first + only_second
     tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
     return Paired(only_first, only_second, min(1.0, 2 * tail / 2**n))
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float | None]:
-    """`{"p50", "p95", "p99"}`, linearly interpolated; None each when there are no values."""
-    names = {"p50": 50, "p95": 95, "p99": 99}
-    if not values:
-        return dict.fromkeys(names)
-    return {name: float(np.percentile(values, q)) for name, q in names.items()}

@@ -18,13 +18,11 @@ from ..config import UsageError, parse
 from ..files import write_text
 from ..policies.checkpoint import load_policy
 from ..spec import KinoiseError
-from . import sections
+from . import sections, timing
 from .charts import whisker
 from .origin import commands, provenance
 from .sources import read_checks, read_metrics, read_parts
 from .text import number, percent
-from .timing import control as loop_account
-from .timing import timings
 
 ABOUT = "Writes one HTML page that needs no other file and no network. Parts that were not made are named, with the command."
 
@@ -68,7 +66,7 @@ def render(run: Path, evaluation: Path | None, control: Path | None, out: Path, 
         KinoiseError: no checkpoint, or a broken file.
     """
     parts = read_parts(run, evaluation, control)
-    policy, result, loop = load_policy(run), parts.result, parts.loop
+    policy, result, loop = load_policy(parts.checkpoint), parts.result, parts.loop
     films, recorded = sections.films(evaluation, result, videos)
     page = Environment(autoescape=True, undefined=StrictUndefined)
     page.filters.update(percent=percent, number=number)
@@ -86,8 +84,8 @@ def render(run: Path, evaluation: Path | None, control: Path | None, out: Path, 
         whisker=whisker,
         films=films,
         recorded=recorded,
-        timings=timings(result, loop),
-        control=loop_account(control, loop),
+        timings=timing.timings(result, loop),
+        control=timing.control(control, loop),
         training=sections.training(read_metrics(run / "metrics.jsonl"), parts.train, read_checks(run / "evaluations")),
         experts=sections.experts(policy),
         provenance=provenance(parts),

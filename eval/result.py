@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from .. import __version__
-from ..provenance import commit, machine, versions
-from .metrics import percentiles, wilson
+from ..deploy.latency import percentiles
+from ..provenance import origin
+from .metrics import wilson
 from .protocol import EvaluationProtocol
 from .slot import Outcome
 
@@ -27,16 +27,6 @@ class Success(TypedDict):
     high: float
     n: int
     errors: int
-
-
-@dataclass(frozen=True)
-class PolicyIdentity:
-    """Which policy was evaluated. `checkpoint` and `sha256` (of the weights) are None for one that was never saved."""
-
-    name: str
-    checkpoint: str | None
-    sha256: str | None
-    parameters: int
 
 
 @dataclass(frozen=True)
@@ -60,10 +50,10 @@ class Planning:
         mean = sum(self.nfe) / plans if plans else None
         return {
             "nfe_per_plan": mean if mean is None or mean % 1 else int(mean),
-            "plan_ms": percentiles([1e3 * item for item in self.seconds]),
+            "plan_ms": percentiles(self.seconds, 1e3),
             "plan_batch": {"mean": sum(self.batch) / plans if plans else None, "max": max(self.batch, default=None)},
             "plans": plans,
-            "plan_ms_batch1": percentiles([1e3 * item for item in self.seconds_batch1]),
+            "plan_ms_batch1": percentiles(self.seconds_batch1, 1e3),
         }
 
 
@@ -76,7 +66,7 @@ def success(outcomes: Sequence[Outcome]) -> Success:
 
 def make_result(
     protocol: EvaluationProtocol,
-    policy: PolicyIdentity,
+    policy: Mapping[str, Any],
     decode: Mapping[str, Any],
     outcomes: Iterable[Outcome],
     planning: Planning,
@@ -88,6 +78,7 @@ def make_result(
     """The contract of every evaluation, ready to be written as JSON.
 
     Args:
+        policy: see `policies.checkpoint.identity`.
         decode: sampler, steps, execute, chunk.
         outcomes: one per episode of the protocol.
         rollout_s: seconds from the first reset to the end of the last episode, with simulators already built.
@@ -97,12 +88,9 @@ def make_result(
     order = {task: place for place, task in enumerate(protocol.tasks)}
     ordered = sorted(outcomes, key=lambda item: (order[item.job.task], item.job.index))
     return {
-        "kinoise": __version__,
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
+        **origin(),
         "protocol": protocol.to_json(),
-        "policy": vars(policy),
+        "policy": dict(policy),
         "decode": dict(decode),
         "success": success(ordered),
         "tasks": {task: success([item for item in ordered if item.job.task == task]) for task in protocol.tasks},

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from ..config import flat
 from ..policies import Policy
 from ..policies.diffusion import DiffusionPolicy
 from . import charts
@@ -193,7 +194,8 @@ def training(records: Sequence[Record], train: Record | None, checks: Sequence[t
     says += "." if train else "; this run is not finished."
     if len(records) > charts.BINS:
         says += " A line is the mean of neighbouring records, the band their range."
-    return {"says": says, "charts": drawn, "settings": list(_flat(train["config"])) if train else []}
+    settings = [(name, json.dumps(value)) for name, value in flat(train["config"])] if train else []
+    return {"says": says, "charts": drawn, "settings": settings}
 
 
 def experts(policy: Policy) -> dict[str, Any] | None:
@@ -241,11 +243,3 @@ def _outcome(episode: Record) -> str:
     if episode["error"]:
         return f"error after {count(episode['steps'], 'step')}"
     return f"{'succeeded in' if episode['success'] else 'failed after'} {count(episode['steps'], 'step')}"
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.dumps(item)

@@ -13,13 +13,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from ..envs.base import Env
+from ..envs.base import Env, Values
 from ..spec import KinoiseError, Spec
 from .video import Film
 
 FRAMES_PER_SECOND = 20.0
 
-Values = dict[str, np.ndarray]
 Make = Callable[..., Env]  # (task, *, render: bool) -> Env
 
 
@@ -30,27 +29,6 @@ class Driver(Protocol):
     def start(self, env: Env, seed: int) -> Callable[[Values], np.ndarray]:
         """What maps each observation of the episode that has just been reset to the next action."""
         ...
-
-
-@dataclass(frozen=True)
-class ExpertDriver:
-    """The simulator's own scripted demonstrator, with Gaussian noise of standard deviation `noise` on its actions.
-
-    The noise is in physical units and depends on the episode's seed alone. The sum is clipped to the action's bounds, so
-    that what is kept of the episode is what was carried out.
-    """
-
-    noise: float = 0.0
-
-    def start(self, env: Env, seed: int) -> Callable[[Values], np.ndarray]:
-        expert, feature = env.expert(), env.spec.action
-        gen = np.random.default_rng([seed, 1])
-
-        def act(observation: Values) -> np.ndarray:
-            action = expert.act(observation) + self.noise * gen.standard_normal(feature.shape)
-            return np.clip(action, feature.low, feature.high).astype(feature.dtype)
-
-        return act
 
 
 @dataclass(frozen=True)
@@ -102,7 +80,6 @@ class Simulator:
 
     spec: Spec
     horizon: int
-    instruction: str
 
 
 @dataclass(frozen=True)
@@ -116,7 +93,6 @@ class Outcome:
         total: sum of the rewards.
         error: why it could not be played to its end; None when it was.
         initial: the drawn initial state, as `Env.initial` gives it; None when the reset failed.
-        instruction: what was asked for, "" when the simulator could not be built.
         arrays: when the job said `keep`: observations and "action", `[steps, ...]`, each observation before its action.
     """
 
@@ -126,7 +102,6 @@ class Outcome:
     total: float = 0.0
     error: str | None = None
     initial: dict[str, Any] | None = None
-    instruction: str = ""
     arrays: Values = field(default_factory=dict)
 
 
@@ -155,7 +130,7 @@ class Slot:
             self.close()
             env = self._env = self._make(task, render=render)
             self._built = (task, render)
-        return Simulator(env.spec, env.horizon, env.instruction)
+        return Simulator(env.spec, env.horizon)
 
     def begin(self, job: Job) -> Outcome | None:
         """Resets for `job`; with a driver, plays it to its end."""
@@ -258,9 +233,8 @@ class _Episode:
         if self._kept:
             arrays = {key: np.stack([seen[key] for seen, _ in self._kept]) for key in self._terms.keys}
             arrays["action"] = np.stack([action for _, action in self._kept])
-        instruction = self._env.instruction
         success = self._success and error is None
-        return Outcome(self.job, success, self._steps, self._total, error, self._initial, instruction, arrays)
+        return Outcome(self.job, success, self._steps, self._total, error, self._initial, arrays)
 
     def save_film(self) -> None:
         if self._film is not None:

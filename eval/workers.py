@@ -10,16 +10,19 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 
+from ..envs.base import Values
 from ..spec import KinoiseError
-from .slot import Job, Make, Outcome, Simulator, Slot, Values, describe
+from .slot import Job, Make, Outcome, Simulator, Slot, describe
 
 # One thread a process: the processes are the parallelism, and two thread pools on the same cores slow each other badly.
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -77,10 +80,6 @@ class Workers:
 
     def __len__(self) -> int:
         return len(self._workers)
-
-    @property
-    def pids(self) -> list[int | None]:
-        return [worker.process.pid for worker in self._workers]
 
     def send(self, worker: int, orders: Orders) -> None:
         self._workers[worker].send(orders)
@@ -144,12 +143,7 @@ class _Worker:
                 self.process.join(PATIENCE_S)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, self._make), daemon=True, name="kinoise-simulators")
-        with start_conditions():
-            self.process.start()
-        theirs.close()
+        self.process, self.connection = start(serve, self._make, name="kinoise-simulators")
 
     def _restart(self) -> str:
         self.connection.close()
@@ -162,8 +156,22 @@ class _Worker:
         return text
 
 
+def start(serve: Callable[..., None], *arguments: Any, name: str) -> tuple[BaseProcess, Connection]:
+    """A new process that runs `serve(connection, *arguments)`, and this end of that connection.
+
+    It ends with this process at the latest: `serve` is to return when its connection is closed.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, *arguments), daemon=True, name=name)
+    with _start_conditions():
+        process.start()
+    theirs.close()
+    return process, ours
+
+
 @contextmanager
-def start_conditions() -> Iterator[None]:
+def _start_conditions() -> Iterator[None]:
     """What a process started now inherits: one thread a process, and SIGINT blocked, so that Ctrl-C is the main's alone."""
     resource_tracker.ensure_running()  # it unblocks SIGINT when it is first started, which would be in the block
     before = {name: os.environ.get(name) for name in THREADS}

@@ -32,6 +32,19 @@ class DecodeConfig:
 
 
 @dataclass
+class DecodeChanges:
+    """What a command may say about decoding; null keeps the checkpoint's own setting."""
+
+    sampler: str | None = field(default=None, metadata={"help": "how noise becomes a plan; null: as the checkpoint says"})
+    steps: int | None = field(default=None, metadata={"help": "grid intervals from noise to a plan"})
+    guidance: float | None = field(default=None, metadata={"help": "classifier-free guidance scale; 1 is none"})
+
+    def given(self) -> dict[str, Any]:
+        """Those that were set, as `load_policy` takes them."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+@dataclass
 class PolicyConfig:
     """What all policies' settings share."""
 

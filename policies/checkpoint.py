@@ -90,6 +90,21 @@ def weights_path(directory: Path, ema: bool = True) -> Path:
     return directory / ("ema.safetensors" if ema else "model.safetensors")
 
 
+def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> dict[str, Any]:
+    """Which policy a result is about: `name`, `checkpoint`, `sha256` of its weights, `parameters`.
+
+    Args:
+        checkpoint: its directory; None for a policy that was never saved, which has no `sha256` either.
+        ema: whether the policy has that checkpoint's averaged weights.
+    """
+    return {
+        "name": policy.config.name,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "sha256": None if checkpoint is None else sha256(weights_path(checkpoint, ema)),
+        "parameters": policy.parameter_count,
+    }
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

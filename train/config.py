@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
-from ..config import UsageError
+from ..config import UsageError, flat
 
 PRECISIONS = ("auto", "no", "bf16")
 DEVICES = ("auto", "cpu")
@@ -28,7 +28,7 @@ class TrainConfig:
 
     steps: int = field(default=6000, metadata={"help": "updates of the weights; may grow when a run is resumed"})
     batch_size: int = field(default=128, metadata={"help": "windows in an update, over all processes"})
-    lr: float = field(default=5e-4, metadata={"help": "learning rate at its peak"})
+    lr: float = field(default=1e-3, metadata={"help": "learning rate at its peak"})
     warmup: int = field(default=300, metadata={"help": "updates over which the learning rate rises from 0"})
     floor: float = field(default=0.01, metadata={"help": "learning rate at the end, as a share of its peak"})
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95], metadata={"help": "AdamW's two decay rates"})
@@ -94,16 +94,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     A setting that only watches the run may change. `train.steps` may grow; the learning rate then follows the longer cosine.
     """
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flat(before)), dict(flat(now))
     keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
     if new["train.steps"] < old["train.steps"]:
         keys.append("train.steps")
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from _flat(item, f"{prefix}{key}.")
-        else:
-            yield prefix + key, item

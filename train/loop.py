@@ -1,4 +1,4 @@
-"""The training loop: batches in, weights out, and what happens between updates."""
+"""One update after another: batches in, weights out. What happens between updates is session.py's."""
 
 from __future__ import annotations
 

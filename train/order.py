@@ -6,13 +6,10 @@ Nothing here has a state that a checkpoint would have to carry, so a resumed run
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from jaxtyping import Int64
+from jaxtyping import Int64
 
 ORDER, NOISE, HELD_OUT, VALIDATION = range(4)
 

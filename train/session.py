@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..files import write_json
 from ..policies.checkpoint import load_policy
-from ..provenance import commit, machine, versions
+from ..provenance import origin
 from ..spec import KinoiseError
 from .checkpoint import RunDirectory, State
 from .config import Settings
@@ -205,9 +205,7 @@ class Session:
             "processes": trainer.accelerator.num_processes,
             "wall_s": wall,
             "steps_per_s": trainer.step / wall,
-            "versions": versions(),
-            "commit": commit(),
-            "machine": machine(),
+            **origin(),
         }
         write_json(self.run.summary, value)
         speed = f"{trainer.step / wall:.1f} updates/s"

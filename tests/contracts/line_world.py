@@ -1,4 +1,4 @@
-"""A simulator for tests, imported by name in worker processes: a point on a line has to reach a goal.
+"""For tests, imported by name in worker processes: a simulator, where a point on a line has to reach a goal, and a driver.
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
 `line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move; `line/unbuildable` can't be built.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from kinoise.envs.base import Env
+from kinoise.envs.base import Env, Values
 from kinoise.spec import Feature, KinoiseError, Spec
 
 SPEC = Spec(
@@ -76,6 +78,22 @@ class LineExpert:
     def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         position, goal, _ = observation["state"]
         return np.clip(np.array([goal - position], np.float32), -0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class ExpertDriver:
+    """Any simulator's scripted expert as a `Driver`, with Gaussian noise on its actions that depends on the episode's seed."""
+
+    noise: float = 0.0
+
+    def start(self, env: Env, seed: int) -> Callable[[Values], np.ndarray]:
+        expert, feature, gen = env.expert(), env.spec.action, np.random.default_rng([seed, 1])
+
+        def act(observation: Values) -> np.ndarray:
+            action = expert.act(observation) + self.noise * gen.standard_normal(feature.shape)
+            return np.clip(action, feature.low, feature.high).astype(feature.dtype)
+
+        return act
 
 
 def make(task: str, *, render: bool = False) -> LineWorld:

@@ -123,6 +123,8 @@ def test_instructions_matter_and_guidance_of_one_is_none(name: str) -> None:
     assert not torch.allclose(policy.plan(swapped, generators(3)).actions, plan.actions)
     guided = load_changed(policy, guidance=3.0)
     assert guided.plan(obs, generators(3)).nfe == 2 * plan.nfe
+    assert load_changed(policy, guidance=0.0).plan(obs, generators(3)).nfe == plan.nfe == policy.config.decode.steps
+    assert load_changed(policy, sampler="heun").plan(obs, generators(3)).nfe == 2 * plan.nfe - 1
     assert not torch.allclose(guided.plan(obs, generators(3)).actions, plan.actions)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from kinoise.policies.core.process import PARAMETRISATIONS, PROCESSES, Prediction, Process, ProcessConfig, make_process
-from kinoise.policies.core.sampler import EVALUATIONS, SAMPLERS
+from kinoise.policies.core.sampler import SAMPLERS
 
 SHAPE = (3, 4, 2)
 VARIANTS = [
@@ -90,7 +90,3 @@ def test_members_keep_the_protocol(variant, parametrisation):
     assert process.label(t).shape == ()
     assert process.corrupt(clean, t, generator()).dtype == clean.dtype
     assert process.corrupt(clean, t.expand(SHAPE[0]), generator()).shape == SHAPE
-
-
-def test_every_sampler_has_its_evaluations():
-    assert SAMPLERS.keys() == EVALUATIONS.keys()

@@ -19,11 +19,11 @@ from kinoise import envs
 from kinoise.envs import episode_seed
 from kinoise.eval.rollout import Rollout, look
 from kinoise.eval.schedule import Schedule
-from kinoise.eval.slot import Driver, ExpertDriver, Job, Outcome, ReplayDriver, Terms
+from kinoise.eval.slot import Driver, Job, Outcome, ReplayDriver, Terms
 from kinoise.eval.workers import Workers
 from kinoise.policies.core.random import normal
 from kinoise.spec import KinoiseError, Observation, Plan
-from line_world import HORIZON, make, make_slow
+from line_world import HORIZON, ExpertDriver, make, make_slow
 
 CHUNK = 8
 TERMS = Terms(history=1, keys=("state",), horizon=HORIZON)
@@ -162,7 +162,7 @@ def test_a_simulator_that_cannot_be_built_says_why():
 def test_experts_play_and_their_episodes_can_be_kept(pool: Workers):
     jobs = line_jobs("go", driver=ExpertDriver(noise=0.01), keep=True)
     outcomes = list(Rollout(pool, jobs).run())
-    assert all(item.success and item.instruction == "do go" for item in outcomes)
+    assert all(item.success for item in outcomes)
     for item in outcomes:
         state, action = item.arrays["state"], item.arrays["action"]
         assert (state.shape, action.shape) == ((item.steps, 3), (item.steps, 1))
@@ -212,13 +212,13 @@ def test_every_job_is_handed_out_once_and_simulators_are_few(counts: list[int], 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_main_one(number: signal.Signals):
     script = (
-        "import sys, time\n"
+        "import multiprocessing, sys, time\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import line_world\n"
         "from kinoise.eval.workers import Workers\n"
         "if __name__ == '__main__':\n"
-        "    with Workers(line_world.make, 2) as workers:\n"
-        "        print(*workers.pids, flush=True)\n"
+        "    with Workers(line_world.make, 2):\n"
+        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "        time.sleep(60)\n"
     )
     main = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

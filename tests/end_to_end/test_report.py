@@ -21,7 +21,7 @@ from kinoise.deploy.video import write_video
 from kinoise.eval.charts import Axis, thin
 from kinoise.eval.protocol import EvaluationProtocol
 from kinoise.eval.report import main
-from kinoise.eval.result import Planning, PolicyIdentity, make_result
+from kinoise.eval.result import Planning, make_result
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.text import number
 from kinoise.files import link, write_json
@@ -29,7 +29,7 @@ from kinoise.policies import POLICIES, build_policy
 from kinoise.policies.checkpoint import save_policy, sha256
 from kinoise.policies.core.network import NetworkConfig
 from kinoise.policies.core.process import ProcessConfig
-from kinoise.provenance import commit, machine, versions
+from kinoise.provenance import origin
 from kinoise.spec import Feature, KinoiseError, Spec, Stats
 
 TASKS = ("metaworld/push", "metaworld/reach")
@@ -65,12 +65,17 @@ def write_training(run: Path, finished: bool = True) -> None:
     (run / "metrics.jsonl").write_text("".join(lines))
     if finished:
         config = {"policy": {"name": "mode"}, "data": "DATA", "seed": 3, "train": {"steps": 300, "batch_size": 8, "lr": 1e-4}}
-        account = {"config": config, "wall_s": 15.0, "versions": versions(), "commit": commit(), "machine": machine()}
+        account = {"config": config, "wall_s": 15.0, **origin()}
         write_json(run / "train.json", account)
 
 
 def film(path: Path) -> None:
     write_video(path, (np.full((32, 48, 3), 20 * shade, np.uint8) for shade in range(12)), 10.0)
+
+
+def identity_of(checkpoint: Path) -> dict[str, object]:
+    weights = sha256(checkpoint / "ema.safetensors")
+    return {"name": "mode", "checkpoint": str(checkpoint), "sha256": weights, "parameters": 12345}
 
 
 def write_evaluation(out: Path, checkpoint: Path, video: int = 1, error: str = "the simulator said no") -> dict:
@@ -85,7 +90,7 @@ def write_evaluation(out: Path, checkpoint: Path, video: int = 1, error: str = "
         outcomes.append(Outcome(job, (task, index) != LOST and not wrong, 40 + index, 3.5, wrong, {"goal": [0.0]}))
         if path:
             film(path)
-    identity = PolicyIdentity("mode", str(checkpoint), sha256(checkpoint / "ema.safetensors"), 12345)
+    identity = identity_of(checkpoint)
     decode = {"sampler": "ddim", "steps": 5, "guidance": 1.0, "execute": 2, "chunk": 4}
     planning = Planning([0.02, 0.03], [6, 4], [5, 5], [0.01, 0.012])
     result = make_result(protocol, identity, decode, outcomes, planning, rollout_s=2.0, wall_s=75.0, rollout={"workers": 2})
@@ -102,15 +107,8 @@ def write_control(out: Path, checkpoint: Path) -> None:
         0.05, ticks, [0.0] * 100, [0.001] * 100, missed=2, holds=1, arrivals=[*arrivals, Arrival(96, 9, 0.4, 5, "expired")]
     )
     value = {
-        "versions": versions(),
-        "commit": commit(),
-        "machine": machine(),
-        "policy": {
-            "name": "mode",
-            "checkpoint": str(checkpoint),
-            "sha256": sha256(checkpoint / "ema.safetensors"),
-            "parameters": 1,
-        },
+        **origin(),
+        "policy": identity_of(checkpoint),
         "env": "metaworld/push",
         "seed": 0,
         "rate": 20.0,

@@ -159,7 +159,7 @@ def test_resume_without_a_run_starts_one(whole: Path, data: Path, tmp_path: Path
 def test_changed_settings_are_all_listed(whole: Path, data: Path) -> None:
     with pytest.raises(KinoiseError, match=r"seed: 0 -> 1.*train.steps: 6 -> 5|train.steps: 6 -> 5.*seed: 0 -> 1") as caught:
         train(data, whole, "resume=true", "seed=1", "train.lr=0.1", "policy.chunk=5", "train.steps=5", "train.log_every=3")
-    assert "train.lr: 0.0005 -> 0.1" in str(caught.value)
+    assert f"train.lr: {TrainConfig().lr} -> 0.1" in str(caught.value)
     assert "policy.chunk: 4 -> 5" in str(caught.value)
     assert "log_every" not in str(caught.value)
 

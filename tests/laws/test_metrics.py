@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kinoise.eval.metrics import mcnemar, percentiles, wilson
+from kinoise.eval.metrics import mcnemar, wilson
 from scipy.stats import binomtest, norm
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -64,8 +64,3 @@ def test_mcnemar_is_symmetric_and_ignores_agreement(pairs: list[tuple[bool, bool
 def test_mcnemar_needs_pairs():
     with pytest.raises(ValueError, match="both"):
         mcnemar([True], [True, False])
-
-
-def test_percentiles():
-    assert percentiles([float(value) for value in range(101)]) == {"p50": 50, "p95": 95, "p99": 99}
-    assert percentiles([]) == {"p50": None, "p95": None, "p99": None}

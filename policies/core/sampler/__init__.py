@@ -24,18 +24,4 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpmpp_2m,
 }
 
-
-def _one_a_step(steps: int) -> int:
-    return steps
-
-
-EVALUATIONS: dict[str, Callable[[int], int]] = {
-    "bridge": _one_a_step,
-    "ddim": _one_a_step,
-    "ddpm": _one_a_step,
-    "heun": lambda steps: 2 * steps - 1,
-    "dpmpp_2m": _one_a_step,
-}
-"""How many times a sampler calls `denoise` on a grid of `steps` intervals that ends at 0."""
-
-__all__ = ["EVALUATIONS", "SAMPLERS", "Sampler", "ancestral", "bridge", "dpmpp_2m", "heun"]
+__all__ = ["SAMPLERS", "Sampler", "ancestral", "bridge", "dpmpp_2m", "heun"]
