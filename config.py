@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 import signal
 import sys
@@ -44,7 +45,7 @@ def parse(
         choices: for a field, a function that lists what it may hold, shown by `--help`.
 
     Raises:
-        UsageError: an unknown key, a value of the wrong type, a missing one.
+        UsageError: an unknown key, a value of the wrong type or that `schema` refuses, a missing one.
         SystemExit(0): after `--help`.
     """
     groups = dict(groups or {})
@@ -110,6 +111,10 @@ def _compose(command: str, schema: type[Settings], overrides: list[str], groups:
                     f"kinoise {command} needs {', '.join(f'{key}=...' for key in missing)}. See kinoise {command} --help."
                 )
             return OmegaConf.to_object(config)  # type: ignore[return-value]
+    except UsageError:
+        raise
+    except KinoiseError as error:  # a settings class that refuses its values
+        raise UsageError(str(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         nodes = [(root, ""), *((OmegaConf.create(groups[name][item]), f"{name}.") for name, item in defaults.items())]
         known = [key for node, prefix in nodes for key in _keys(node, prefix)]
@@ -207,7 +212,7 @@ def _describe(schema: type, prefix: str, choices: Mapping[str, Callable[[], str]
 
 
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130 or 143 stopped."""
+    """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130, 141 or 143 stopped."""
     try:
         with termination():
             return main(argv) or 0
@@ -220,6 +225,10 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
     except KeyboardInterrupt:
         print("kinoise: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has gone, as in `kinoise train --help | head`. Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 @contextmanager

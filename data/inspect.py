@@ -15,8 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from ..config import parse
-from ..spec import KinoiseError
+from ..config import UsageError, parse
 from . import FORMATS, open_store
 from .survey import survey
 
@@ -36,11 +35,11 @@ class Settings:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Raises KinoiseError when the data cannot be read."""
+    """Raises UsageError for settings out of range, KinoiseError when the data cannot be read."""
     choices = {"format": lambda: " | ".join(FORMATS)}
     settings = parse("inspect", Settings, argv, positional="data", about=ABOUT, choices=choices)
     if settings.idle < 0:
-        raise KinoiseError(f"idle={settings.idle}: expected a share of the range, 0 or more.")
+        raise UsageError(f"idle={settings.idle}: expected a share of the range, 0 or more.")
     store = open_store(Path(settings.data), settings.format)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:

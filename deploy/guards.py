@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float32
 
+from ..config import UsageError
 from ..spec import KinoiseError, Spec
 
 Action = Float32[np.ndarray, "action"]
@@ -20,6 +21,10 @@ class GuardConfig:
     jump: float | None = field(
         default=0.5, metadata={"help": "largest change in one step, as a part of the action's range; null for none"}
     )
+
+    def __post_init__(self) -> None:
+        if self.jump is not None and not self.jump > 0:
+            raise UsageError(f"guards.jump={self.jump}: expected a positive part of the action's range, or null")
 
 
 def hold(spec: Spec, last: Action | None) -> Action | None:
@@ -51,13 +56,11 @@ class Guards:
         config: which guards are on.
 
     Raises:
-        KinoiseError: a guard is on that needs bounds, and the action has none; or a limit that isn't positive.
+        KinoiseError: a guard is on that needs bounds, and the action has none.
     """
 
     def __init__(self, spec: Spec, config: GuardConfig | None = None) -> None:
         config = config or GuardConfig()
-        if config.jump is not None and not config.jump > 0:
-            raise KinoiseError(f"guards.jump={config.jump}: expected a positive part of the action's range, or null")
         bounds = _bounds(spec)
         if bounds is None and (config.bounds or config.jump is not None):
             raise KinoiseError(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import envs
+from ..config import UsageError
 from ..data import open_store
 from ..files import new_directory, write_json
 from ..policies import Policy
@@ -96,7 +97,8 @@ def evaluate(
 
     Raises:
         SpecMismatch: before any episode, when the policy sees or commands something else than the simulator offers.
-        KinoiseError: unknown env, unfit numbers, a simulator that can't be built.
+        UsageError: unfit numbers.
+        KinoiseError: unknown env, a simulator that can't be built.
     """
     begin = time.perf_counter()
     execute = policy.config.execute if execute is None else execute
@@ -146,10 +148,10 @@ def film_name(job: Job) -> str:
 def _check(policy: Policy, execute: int, video: int, out: Path | None, **positive: int | None) -> None:
     for name, value in positive.items():
         if value is not None and value < 1:
-            raise KinoiseError(f"{name}={value}: at least 1 is needed")
+            raise UsageError(f"{name}={value}: at least 1 is needed")
     check_execute(execute, policy.config.chunk)
     if video < 0 or (video and out is None):
-        raise KinoiseError(f"video={video}: expected at least 0, and out= to write them to")
+        raise UsageError(f"video={video}: expected at least 0, and out= to write them to")
 
 
 def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> Simulator:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -13,7 +12,6 @@ from markupsafe import Markup
 
 from ..config import flat
 from ..policies import Policy
-from ..policies.diffusion import DiffusionPolicy
 from . import charts
 from .charts import Axis, Series
 from .sources import Parts, Video, read_video
@@ -201,26 +199,21 @@ def training(records: Sequence[Record], train: Record | None, checks: Sequence[t
 def experts(policy: Policy) -> dict[str, Any] | None:
     """Routing probabilities over the noise level, one chart a layer; None for a policy without experts by noise level."""
     use = policy.expert_use()
-    if use is None or not isinstance(policy, DiffusionPolicy):
+    if use is None:
         return None
-    visited = [float(policy.process.label(t)) for t in policy.process.grid(policy.config.decode.steps)[:-1]]
-    levels, name, log = list(use["noise"]), "t, from noise (1) to clean (0)", False
-    if policy.config.process.kind == "edm":
-        # The network is told ln(sigma) / 4: show sigma.
-        levels, visited = ([math.exp(4 * item) for item in values] for values in (levels, visited))
-        name, log = "σ, from noise to clean", True
+    levels, visited, total = use["noise"], use["visited"], len(use["use"][0][0])
+    log, name = {"sigma": (True, "σ, from noise to clean"), "t": (False, "t, from noise (1) to clean (0)")}[use["measure"]]
     axis = Axis(max(*levels, *visited), min(*levels, *visited), log, name)
     drawn = []
     for index, shares in enumerate(zip(*use["use"], strict=True), 1):
         first, last = (max(range(len(share)), key=share.__getitem__) + 1 for share in (shares[0], shares[-1]))
         label = f"Layer {index}: expert {first} is the most probable at the most noise, expert {last} at the least"
         drawn.append(Chart(f"Layer {index}", charts.areas(axis, levels, shares, label, visited)))
-    network = policy.config.network
     says = (
-        f"The router's probabilities. The {network.top_k} most probable of {network.experts} experts serve a level. Decoding "
+        f"The router's probabilities. The {use['chosen']} most probable of {total} experts serve a level. Decoding "
         f"goes from left to right, from noise to a plan, and visits the {count(len(visited), 'level')} that triangles mark."
     )
-    return {"says": says, "names": [f"expert {index}" for index in range(1, network.experts + 1)], "charts": drawn}
+    return {"says": says, "names": [f"expert {index}" for index in range(1, total + 1)], "charts": drawn}
 
 
 def _curve(name: str, records: Sequence[Record], shown: Mapping[str, str]) -> Chart:

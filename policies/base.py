@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .core.process.base import Losses
 from .core.random import Gen
@@ -26,9 +27,9 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
-            raise KinoiseError(f"decode.sampler={self.sampler}: the samplers are {', '.join(SAMPLERS)}")
+            raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(SAMPLERS)}")
         if self.steps < 1:
-            raise KinoiseError(f"decode.steps={self.steps}: at least 1 is needed")
+            raise UsageError(f"decode.steps={self.steps}: at least 1 is needed")
 
 
 @dataclass
@@ -59,13 +60,13 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.history < 1 or self.chunk < 1:
-            raise KinoiseError(f"history={self.history}, chunk={self.chunk}: both have to be at least 1")
+            raise UsageError(f"history={self.history}, chunk={self.chunk}: both have to be at least 1")
         check_execute(self.execute, self.chunk)
 
 
 def check_execute(execute: int, chunk: int) -> None:
     if not 1 <= execute <= chunk:
-        raise KinoiseError(f"execute={execute}: expected between 1 and the plan's {chunk} actions")
+        raise UsageError(f"execute={execute}: expected between 1 and the plan's {chunk} actions")
 
 
 class Policy(nn.Module, ABC):
@@ -104,7 +105,11 @@ class Policy(nn.Module, ABC):
         """
 
     def expert_use(self) -> dict[str, Any] | None:
-        """Routing per noise level: `{"noise": [levels], "use": [levels][layers][experts]}`; None without experts."""
+        """Which experts serve which noise level, for a report; None where no noise level chooses any.
+
+        `noise` holds levels from noise to clean, by their `measure` (`sigma` or `t`); `use` the probabilities, by level, layer
+        and expert; `chosen` how many experts serve a level; `visited` the levels that a plan goes through.
+        """
         return None
 
     @property

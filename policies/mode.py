@@ -55,9 +55,17 @@ class ModePolicy(DiffusionPolicy):
 
     @torch.inference_mode()
     def expert_use(self) -> dict[str, Any] | None:
-        """Routing probabilities at 32 levels from noise to clean: `noise` is the network's label, ln(sigma) / 4 for EDM."""
-        noise = torch.stack([self.process.label(t) for t in self.process.grid(32)[:-1]])
-        use = self.network.expert_use(noise.to(self.device, torch.float32))
+        """At 32 levels. EDM's, which span orders of magnitude, are measured by sigma, those of other processes by t."""
+        times = [self.process.grid(steps)[:-1] for steps in (32, self.config.decode.steps)]
+        use = self.network.expert_use(self.process.label(times[0]).to(self.device, torch.float32))
         if use is None:
             return None
-        return {"noise": noise.tolist(), "use": use.tolist()}
+        edm = self.config.process.kind == "edm"
+        noise, visited = [self.process.schedule.signal_noise(t)[1] for t in times] if edm else times
+        return {
+            "measure": "sigma" if edm else "t",
+            "noise": noise.tolist(),
+            "visited": visited.tolist(),
+            "chosen": self.config.network.chosen,
+            "use": use.tolist(),
+        }

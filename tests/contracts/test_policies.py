@@ -159,6 +159,10 @@ def test_expert_use_is_a_distribution() -> None:
     use = small("mode").eval().expert_use()
     assert use is not None
     torch.testing.assert_close(torch.tensor(use["use"]).sum(-1), torch.ones(len(use["noise"]), 2))
+    config = choices()["mode"]
+    assert (use["measure"], use["noise"][0], use["chosen"]) == ("sigma", pytest.approx(config.process.sigma_max), 2)
+    assert len(use["visited"]) == config.decode.steps
+    assert small("mode_dense").eval().expert_use()["chosen"] == 4
     assert small("diffusion").expert_use() is None
     assert small("mode_token").expert_use() is None
 

@@ -1,0 +1,97 @@
+"""The console script: what it lists, and the exit codes that tell wrong usage (2) from a failure (1)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kinoise import __version__
+from kinoise.cli import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "Did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_refuses_what_it_does_not_know(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert not left.value.code
+    assert f"usage: kinoise {command}" in capsys.readouterr().out
+    for argument in ("nonsense=1", "--nonsense"):
+        assert main([command, argument]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("kinoise: ")
+        assert said.count("\n") == 1
+        assert "nonsense" in said
+        assert f"kinoise {command} --help" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "said"),
+    [
+        ("collect", "episodes=0", "at least 1"),
+        ("inspect", "idle=-1", "idle=-1"),
+        ("train", "train.stepz=3", "Did you mean train.steps?"),
+        ("train", "train.steps=0", "at least 1"),
+        ("train", "policy.chunk=0", "at least 1"),
+        ("train", "policy.network.heads=3", "multiple"),
+        ("train", "policy=mod", "Did you mean mode?"),
+        ("control", "guards.jump=0", "positive"),
+        ("report", "videos=-1", "at least 0"),
+    ],
+)
+def test_a_value_out_of_range_is_wrong_usage(
+    command: str, argument: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = {
+        "collect": ["env=metaworld/push", "out=DATA"],
+        "inspect": ["DATA"],
+        "train": ["data=DATA", "out=RUN"],
+        "control": ["RUN", "env=metaworld/push"],
+        "report": ["RUN"],
+    }
+    assert main([command, *needed[command], argument]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    command = subprocess.Popen(
+        [sys.executable, "-u", "-m", "kinoise.cli", "doctor", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None
+    command.stdout.close()
+    assert command.communicate(timeout=60)[1] == b""
+    assert command.returncode == 141
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "DATA"], ["train", "data=DATA", "out=RUN"], ["eval", "RUN"], ["report", "RUN"]]
+)
+def test_what_is_not_there_is_a_failure(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("kinoise: ")
+    assert said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
