@@ -59,27 +59,28 @@ def _overrides(command: str, schema: type, argv: Sequence[str], positional: str 
     overrides, seen = [], False
     for item in argv:
         key, equals, value = item.partition("=")
-        if not equals:
+        if not equals or "/" in key:  # a path such as runs/lr=0.1
             if item.startswith("-") or positional is None or seen:
                 raise UsageError(f"'{item}': expected key=value. See kinoise {command} --help.")
             seen, key, value = True, positional, item
-        bare = key.lstrip("+~")
-        if bare in groups and value.endswith((".yaml", ".yml")):
-            name = f"file_{len(groups[bare])}"
-            groups[bare] = {**groups[bare], name: preset(Path(value), groups[bare])}
+        elif not key.replace(".", "").isidentifier() or key.startswith("hydra."):  # Hydra's own, which would pass unchecked
+            raise UsageError(f"unknown key '{key}'. See kinoise {command} --help.")
+        if key in groups and value.endswith((".yaml", ".yml")):
+            name = f"file_{len(groups[key])}"
+            groups[key] = {**groups[key], name: preset(Path(value), groups[key])}
             value = name
-        elif bare in groups and value not in groups[bare]:
-            close = difflib.get_close_matches(value, groups[bare], 1)
+        elif key in groups and value not in groups[key]:
+            close = difflib.get_close_matches(value, groups[key], 1)
             hint = f" Did you mean {close[0]}?" if close else ""
-            raise UsageError(f"{key}={value}: the choices are {', '.join(groups[bare])} or a YAML file.{hint}")
-        overrides.append(f"{key}={_quoted(schema, bare, value)}")
+            raise UsageError(f"{key}={value}: the choices are {', '.join(groups[key])} or a YAML file.{hint}")
+        overrides.append(f"{key}={_quoted(schema, key, value)}")
     return overrides
 
 
 def _quoted(schema: type, key: str, value: str) -> str:
     """Quotes what Hydra's grammar would take apart: paths and ids with `,`, `~`, `=` or blanks in a plain text field."""
     texts = {item.name for item in fields(schema) if item.type in ("str", "str | None", str)}  # type: ignore[arg-type]
-    if key in texts and value not in ("null", "") and not re.match(r"""^['"]""", value):
+    if key in texts and value not in ("null", "") and not re.fullmatch(r"""(['"]).*\1""", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return value
 
@@ -166,9 +167,11 @@ def preset(path: Path, members: Mapping[str, Any]) -> Any:
         value = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError as error:
         raise KinoiseError(f"{path} does not exist") from error
-    except YAMLError as error:
+    except OSError as error:
+        raise KinoiseError(f"{path} can't be read: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
         raise KinoiseError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(value, dict) or value.get("base") not in members:
+    if not isinstance(value, dict) or value.get("base") not in list(members):
         raise KinoiseError(f"{path}: expected a line 'base: NAME' with NAME one of {', '.join(members)}")
     base = members[value.pop("base")]
     node = OmegaConf.structured(base) if is_dataclass(base) else base
@@ -187,12 +190,12 @@ def _help(command: str, schema: type, positional: str | None, groups: dict, defa
         lines += [f"  {member}" for member in members]
         node = members.get(defaults.get(name))
         if is_dataclass(node):
-            kind = node if isinstance(node, type) else type(node)
-            lines += ["", f"{name}.* of {defaults[name]} (default):", *_describe(kind, f"{name}.", {}, {})]
+            lines += ["", f"{name}.* of {defaults[name]} (default):", *_describe(node, f"{name}.", {}, {})]
     return "\n".join(lines)
 
 
-def _describe(schema: type, prefix: str, choices: Mapping[str, Callable[[], str]], skip: Mapping[str, Any]) -> list[str]:
+def _describe(schema: Any, prefix: str, choices: Mapping[str, Callable[[], str]], skip: Mapping[str, Any]) -> list[str]:
+    """A line for each setting of a dataclass; defaults are the values of `schema`, where it is an instance."""
     from omegaconf import MISSING
 
     lines = []
@@ -200,8 +203,10 @@ def _describe(schema: type, prefix: str, choices: Mapping[str, Callable[[], str]
         if item.name in skip and not prefix:
             continue
         default = item.default_factory() if callable(item.default_factory) else item.default
+        if not isinstance(schema, type):
+            default = getattr(schema, item.name)
         if is_dataclass(default) and not isinstance(default, type):
-            lines += _describe(type(default), f"{prefix}{item.name}.", {}, {})
+            lines += _describe(default, f"{prefix}{item.name}.", {}, {})
             continue
         shown = "required" if default == MISSING else "" if default is None else str(default)
         note = item.metadata.get("help", "")
@@ -229,6 +234,11 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
         # Whoever read the output has gone, as in `kinoise train --help | head`. Python would complain once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except (OSError, MemoryError) as error:
+        # A file that may not be read, a name that is too long, too many processes: the machine's word, without our stack.
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"kinoise: {what or 'out of memory'}. Check paths, permissions and sizes; kinoise doctor may help.", file=sys.stderr)
+        return 1
 
 
 @contextmanager
