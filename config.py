@@ -216,6 +216,12 @@ def _describe(schema: Any, prefix: str, choices: Mapping[str, Callable[[], str]]
     return lines
 
 
+def check_seed(seed: int) -> None:
+    """Raises UsageError for a seed that torch's generators don't take."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"seed={seed}: expected at least 0 and below 2^63")
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130, 141 or 143 stopped."""
     try:
@@ -237,7 +243,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int
     except (OSError, MemoryError) as error:
         # A file that may not be read, a name that is too long, too many processes: the machine's word, without our stack.
         what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        print(f"kinoise: {what or 'out of memory'}. Check paths, permissions and sizes; kinoise doctor may help.", file=sys.stderr)
+        print(f"kinoise: {what or 'out of memory'}. Check paths, permissions, disk and memory.", file=sys.stderr)
         return 1
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise KinoiseError(f"not allowed to write {path}. Choose another out= or change its permissions.") from error
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EISDIR, errno.ENAMETOOLONG):
             raise KinoiseError(f"can't write {path}: {error.strerror} ({error.filename}). Choose another out=.") from error
         raise
 
@@ -87,6 +87,26 @@ def new_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         sync(path.parent)
+
+
+@contextmanager
+def output_directory(path: Path) -> Iterator[None]:
+    """Makes `path`, before work whose results it will hold; takes it back if the block fails and left nothing there.
+
+    Raises KinoiseError when it can't be made, or not written to.
+    """
+    existed = path.exists()
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        raise
 
 
 def link(path: Path, target: str) -> None:

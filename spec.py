@@ -108,7 +108,7 @@ class Spec:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Spec:
+    def from_json(cls, value: Any) -> Spec:
         """Raises KinoiseError for unknown or missing keys."""
         _check_keys(cls, value, "spec")
         observations = {key: _feature_from_json(item) for key, item in value["observations"].items()}
@@ -129,7 +129,7 @@ def _feature_differences(label: str, mine: Feature, theirs: Feature, names: tupl
     ]
 
 
-def _feature_from_json(value: dict[str, Any]) -> Feature:
+def _feature_from_json(value: Any) -> Feature:
     _check_keys(Feature, value, "spec feature")
     return Feature(**_tuples(value))
 
@@ -138,7 +138,9 @@ def _tuples(value: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
 
 
-def _check_keys(cls: type, value: dict[str, Any], label: str) -> None:
+def _check_keys(cls: type, value: Any, label: str) -> None:
+    if not isinstance(value, dict):
+        raise KinoiseError(f"{label}: expected an object with keys, came {value}. The file was damaged: write it again.")
     known = {item.name for item in fields(cls)}
     needed = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
     unknown, missing = sorted(value.keys() - known), sorted(needed - value.keys())
@@ -167,7 +169,7 @@ class Stats:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Stats:
+    def from_json(cls, value: Any) -> Stats:
         """Raises KinoiseError for unknown or missing keys."""
         _check_keys(cls, value, "statistics")
         return cls(**_tuples(value))

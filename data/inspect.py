@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     """Raises UsageError for settings out of range, KinoiseError when the data cannot be read."""
     choices = {"format": lambda: " | ".join(FORMATS)}
     settings = parse("inspect", Settings, argv, positional="data", about=ABOUT, choices=choices)
-    if settings.idle < 0:
+    if not settings.idle >= 0:
         raise UsageError(f"idle={settings.idle}: expected a share of the range, 0 or more.")
     store = open_store(Path(settings.data), settings.format)
     console = Console(stderr=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -20,8 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from .. import envs
-from ..config import UsageError, parse
-from ..files import disk_errors, write_json
+from ..config import UsageError, check_seed, parse
+from ..files import output_directory, write_json
 from ..policies.base import DecodeChanges, Policy, check_execute
 from ..policies.checkpoint import identity, load_policy, resolve
 from ..provenance import origin
@@ -59,8 +60,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("rate", "seconds", "threads"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name}={value}: expected more than 0")
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name}={value}: expected a number above 0")
+        check_seed(self.seed)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -73,10 +75,7 @@ def main(argv: Sequence[str]) -> int:
     policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
     make = partial(envs.showing(policy.spec), _task(settings.env))
     out = Path(settings.out or Path(settings.run) / "control")
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-
-    with closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+    with output_directory(out), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
         result, record = _run(settings, policy, checkpoint, robot)
     write_json(out / "control.json", result)
     _report(result)

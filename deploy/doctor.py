@@ -125,7 +125,8 @@ class Probe:
         if code < 0:
             return Check(self.name, False, f"crashed with signal {-code}", fix)
         lines = (errors if code else output).strip().splitlines()
-        return Check(self.name, code == 0, lines[-1] if lines else "said nothing", fix)
+        said = lines[-1].removeprefix("kinoise.spec.KinoiseError: ") if lines else "said nothing"
+        return Check(self.name, code == 0, said, fix)
 
     def end(self) -> None:
         self._process.kill()

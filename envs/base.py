@@ -105,6 +105,8 @@ class Simulator(Protocol):
     """Instructions by task."""
     SUITES: Mapping[str, Sequence[str]]
     """Tasks by suite."""
+    CAMERAS: Sequence[str]
+    """What `cameras` of `make` may name."""
 
     def canonical(self, name: str) -> str:
         """The task or suite that `name` means; itself when it isn't another name for one."""
@@ -160,6 +162,11 @@ def choices() -> str:
     return "; ".join(parts)
 
 
+def cameras() -> str:
+    """The cameras there are, for `--help`."""
+    return "; ".join(f"{simulator}: {', '.join(_load(simulator).CAMERAS)}" for simulator in ENVS)
+
+
 def episode_seed(seed: int, task: str, index: int) -> int:
     """What an episode's environment is reset with: a hash of its arguments and nothing else, below 2**53 (exact in JSON)."""
     if seed < 0 or index < 0:
@@ -178,7 +185,7 @@ def _find(env: str) -> tuple[str, str]:
             if found in module.TASKS or found in module.SUITES:
                 return candidate, found
     known = [f"{item}/{name}" for item in ENVS for name in (*_load(item).SUITES, *_load(item).TASKS)]
-    close = difflib.get_close_matches(env if slash else f"{next(iter(ENVS))}/{env}", known, 3)
+    close = [] if env in ENVS else difflib.get_close_matches(env if slash else f"{next(iter(ENVS))}/{env}", known, 3)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"Take for example {known[0]}; kinoise collect --help lists all."
     raise KinoiseError(f"unknown env '{env}'. {hint}")
 

@@ -88,6 +88,9 @@ SUITES = {
     "mt50": tuple(TASKS),
 }
 
+CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
+MAX_SIZE = 4096
+
 # The pose that others give upstream's far-away "corner2" by hand.
 VIEW, VIEW_SIZE = "corner4", 384
 
@@ -117,7 +120,6 @@ class Metaworld(Env):
         self._sim = self._class()
         self._model: Model = self._sim.model
         self._pristine = _small_arrays(self._model)
-        self._known = tuple(self._model.camera(index).name for index in range(self._model.ncam))
         self._cameras, self._size, self._renderer, self._begun = tuple(cameras), size, None, False
         self.render_mode = "rgb_array" if render else None
         self._check_pictures()
@@ -177,13 +179,13 @@ class Metaworld(Env):
         return values
 
     def _check_pictures(self) -> None:
-        if self._size < 1:
-            raise KinoiseError(f"size={self._size}: an image needs at least one pixel a side")
+        if not 1 <= self._size <= MAX_SIZE:
+            raise KinoiseError(f"size={self._size}: an image has between 1 and {MAX_SIZE} pixels a side")
         for camera in self._cameras:
-            if camera not in self._known:
-                close = difflib.get_close_matches(camera, self._known, 1)
+            if camera not in CAMERAS:
+                close = difflib.get_close_matches(camera, CAMERAS, 1)
                 hint = f" Did you mean {close[0]}?" if close else ""
-                raise KinoiseError(f"unknown camera '{camera}': the cameras are {', '.join(self._known)}.{hint}")
+                raise KinoiseError(f"unknown camera '{camera}': the cameras are {', '.join(CAMERAS)}.{hint}")
 
 
 def _spec(rate: float, cameras: Sequence[str], size: int) -> Spec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 import weakref
 from ctypes.util import find_library
 from typing import Any
@@ -63,11 +64,13 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         self._gl: Any = None
         try:
-            self._gl = mujoco.GLContext.__new__(mujoco.GLContext)
-            self._gl._context = None  # its destructor reads this, and would complain where the constructor failed
-            self._gl.__init__(size, size)
-            self._gl.make_current()
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW's, of which the error says enough
+                self._gl = mujoco.GLContext.__new__(mujoco.GLContext)
+                self._gl._context = None  # its destructor reads this, and would complain where the constructor failed
+                self._gl.__init__(size, size)
+                self._gl.make_current()
+                self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except Exception as error:
             raise KinoiseError(f"no OpenGL context for pictures: {_blame(error)}. {REMEDY}") from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)

@@ -45,7 +45,7 @@ class Settings:
     episodes: int = field(default=50, metadata={"help": "successful demonstrations of each task"})
     seed: int = field(default=0, metadata={"help": "what initial states and noise are drawn from"})
     noise: float = field(default=0.1, metadata={"help": "standard deviation of the noise on executed actions"})
-    cameras: list[Any] = field(default_factory=list, metadata={"help": "images to record, such as [corner,gripperPOV]"})
+    cameras: list[Any] = field(default_factory=list, metadata={"help": "images to record, such as cameras=[corner,gripperPOV]"})
     size: int = field(default=84, metadata={"help": "of these images, in pixels"})
     workers: int | None = field(default=None, metadata={"help": "processes; null: one for each core"})
     overwrite: bool = field(default=False, metadata={"help": "replace the data set at out="})
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         UsageError: a key or a value that doesn't exist.
         KinoiseError: unknown task or camera, no OpenGL for images, `out` exists, an expert that nearly always fails, disk full.
     """
-    settings = parse("collect", Settings, argv, about=ABOUT, choices={"env": envs.choices})
+    settings = parse("collect", Settings, argv, about=ABOUT, choices={"env": envs.choices, "cameras": envs.cameras})
     _check(settings)
     tasks, out = envs.tasks(settings.env), Path(settings.out)
     recipe = Recipe(settings.seed, settings.noise, tuple(str(camera) for camera in settings.cameras), settings.size)

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .. import envs
-from ..config import UsageError
+from ..config import UsageError, check_seed
 from ..data import open_store
-from ..files import new_directory, write_json
+from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
 from ..policies.checkpoint import identity
@@ -101,6 +101,7 @@ def evaluate(
         KinoiseError: unknown env, a simulator that can't be built.
     """
     begin = time.perf_counter()
+    check_seed(seed)
     execute = policy.config.execute if execute is None else execute
     _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
     demonstrations = None if data is None else open_store(data).info
@@ -195,10 +196,11 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _staging(out: Path | None, video: int) -> Iterator[Path | None]:
-    """Where videos are written; they replace those of an earlier evaluation in `out` once all are there."""
-    if out is None or not video:
-        yield None
-        return
-    with new_directory(out / VIDEOS) as films:
-        yield films
-        shutil.rmtree(out / VIDEOS, ignore_errors=True)
+    """Where videos are written; they replace those of an earlier evaluation in `out`, which is made, once all are there."""
+    with nullcontext() if out is None else output_directory(out):
+        if out is None or not video:
+            yield None
+            return
+        with new_directory(out / VIDEOS) as films:
+            yield films
+            shutil.rmtree(out / VIDEOS, ignore_errors=True)

@@ -40,6 +40,8 @@ def build_policy(config: PolicyConfig, spec: Spec, stats: Mapping[str, Stats], t
     """
     if config.name not in POLICIES:
         raise KinoiseError(f"policy '{config.name}': the policies are {', '.join(POLICIES)}")
+    if type(config) is not POLICIES[config.name].config:
+        raise KinoiseError(f"these are no settings of the policy '{config.name}': choose it with policy={config.name}")
     # torch's initialisers draw from the global generator: seed it here, and leave the caller's as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,13 +31,15 @@ class DecodeConfig:
             raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(SAMPLERS)}")
         if self.steps < 1:
             raise UsageError(f"decode.steps={self.steps}: at least 1 is needed")
+        if not 0 <= self.guidance < math.inf:
+            raise UsageError(f"decode.guidance={self.guidance}: expected a number of at least 0; 1 is none")
 
 
 @dataclass
 class DecodeChanges:
     """What a command may say about decoding; null keeps the checkpoint's own setting."""
 
-    sampler: str | None = field(default=None, metadata={"help": "how noise becomes a plan; null: as the checkpoint says"})
+    sampler: str | None = field(default=None, metadata={"help": f"one of {', '.join(SAMPLERS)}; null: as the checkpoint says"})
     steps: int | None = field(default=None, metadata={"help": "grid intervals from noise to a plan"})
     guidance: float | None = field(default=None, metadata={"help": "classifier-free guidance scale; 1 is none"})
 

@@ -27,6 +27,8 @@ from . import POLICIES, build_policy
 from .base import Policy, PolicyConfig
 
 FORMAT = 1
+SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list}
+DEVICES = ("cpu", "cuda")
 
 
 def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> None:
@@ -66,10 +68,12 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
     config_path = directory / "config.json"
     value = read_json(config_path)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise KinoiseError(f"{config_path}: expected format {FORMAT}, which kinoise {__version__} reads")
-    absent = [key for key in ("policy", "spec", "stats", "texts") if key not in value]
+        raise KinoiseError(
+            f"{config_path}: expected format {FORMAT}, which kinoise {__version__} reads. Take a checkpoint that it wrote."
+        )
+    absent = [key for key, kind in SECTIONS.items() if not isinstance(value.get(key), kind)]
     if absent:
-        raise KinoiseError(f"{config_path}: {absent} are missing. Take a checkpoint that kinoise wrote.")
+        raise KinoiseError(f"{config_path}: {absent} are missing or damaged. Take a checkpoint that kinoise wrote.")
     config = _config(value["policy"], decode or {}, config_path)
     stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
     policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
@@ -115,10 +119,13 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device={name}: expected cpu, cuda, cuda:1, ... or auto") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device={name}: torch finds no CUDA device here; take device=cpu")
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in DEVICES:
+        raise UsageError(f"device={name}: expected cpu, cuda, cuda:1, ... or auto")
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise UsageError(f"device={name}: torch finds {found} CUDA devices here; take device=cpu")
     return name
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .base import Policy, PolicyConfig
-from .core.codec import Affine
+from .core.codec import CODECS, Affine
 from .core.guidance import guided
 from .core.network import Denoiser, Level, NetworkConfig
 from .core.process import ProcessConfig, make_process
@@ -41,6 +41,10 @@ class DiffusionConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.goal_dropout < 1:
+            raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
+        if self.actions not in CODECS:
+            raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
         if self.decode.guidance != 1.0 and self.goal_dropout == 0:
             raise KinoiseError("decode.guidance needs a policy that was trained with goal_dropout above 0")
 

@@ -27,6 +27,7 @@ class ModeConfig(DiffusionConfig):
     """
 
     name: str = "mode"
+    execute: int = 4
     process: ProcessConfig = field(
         default_factory=lambda: ProcessConfig(kind="edm", parametrisation="F", sigma_min=0.05, sigma_max=5.0)
     )

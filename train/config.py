@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from ..config import UsageError, flat
+from ..config import UsageError, check_seed, flat
 
 PRECISIONS = ("auto", "no", "bf16")
 DEVICES = ("auto", "cpu")
@@ -83,8 +83,9 @@ class Settings:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"seed={self.seed}: expected at least 0")
+        check_seed(self.seed)
+        if not self.out:
+            raise UsageError("out=: expected the run's directory")
         if self.train.eval_every and self.env is None:
             raise UsageError("train.eval_every needs an environment: add env=metaworld/mt10, or leave it 0")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +61,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._directory = directory
+        # The writer's thread hands its error to the caller, and then raises it once more, for nobody.
+        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
         with disk_errors(directory):
             self._writer = SummaryWriter(str(directory), purge_step=step + 1)
 
@@ -72,6 +75,11 @@ class TensorBoard:
     def close(self) -> None:
         with disk_errors(self._directory):
             self._writer.close()
+        threading.excepthook = self._excepthook
+
+    def _thread_failed(self, error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._excepthook(error)
 
 
 class Wandb:

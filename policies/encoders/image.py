@@ -19,6 +19,7 @@ BLOCKS = (
     *((256, 512, 2), (512, 512, 1)),
 )
 CHANNELS, POINTS = BLOCKS[-1][1], 64
+POOLS = ("softmax", "average")
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -119,8 +120,8 @@ class ImageEncoder(nn.Module):
         self, cameras: int, history: int, width: int, condition: int | None = None, shared: bool = False, pool: str = "softmax"
     ) -> None:
         super().__init__()
-        if pool not in ("softmax", "average"):
-            raise KinoiseError(f"pool={pool}: expected softmax or average")
+        if pool not in POOLS:
+            raise KinoiseError(f"pool={pool}: expected one of {', '.join(POOLS)}")
         self.networks = nn.ModuleList(ResNet(width, condition, pool) for _ in range(1 if shared else cameras))
         self.place = nn.Parameter(torch.randn(cameras, history, width))
 

@@ -10,19 +10,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ...spec import KinoiseError, Observation, Spec, Stats
-from ..core.codec import Affine
-from .image import ImageEncoder
+from ..core.codec import CODECS, Affine
+from .image import POOLS, ImageEncoder
 from .language import Language
 from .state import StateEncoder
 
 
 @dataclass
 class EncoderConfig:
-    """How observations become tokens."""
+    """How observations become tokens. Raises KinoiseError for a name it does not know."""
 
     state: str = field(default="meanstd", metadata={"help": "scaling of state: meanstd, minmax or quantile"})
     shared_cameras: bool = field(default=False, metadata={"help": "one image network for all cameras"})
     pool: str = field(default="softmax", metadata={"help": "end of the image network: softmax or average"})
+
+    def __post_init__(self) -> None:
+        for name, known in {"state": CODECS, "pool": POOLS}.items():
+            if getattr(self, name) not in known:
+                raise KinoiseError(f"encoder.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
 
 
 class ObservationEncoder(nn.Module):

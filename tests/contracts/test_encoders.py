@@ -175,7 +175,7 @@ def test_cameras_share_a_network_or_have_their_own():
         assert torch.allclose(tokens, tokens[:1].expand(3, -1), atol=1e-5) == same
     with pytest.raises(ValueError, match="zip"):
         shared(view[:2])
-    with pytest.raises(KinoiseError, match="softmax or average"):
+    with pytest.raises(KinoiseError, match="softmax, average"):
         ImageEncoder(1, 1, WIDTH, pool="max")
 
 

@@ -203,6 +203,7 @@ def test_physics_that_blow_up_are_an_error(tmp_path, monkeypatch):
         ("metaworld/mt11", "metaworld/mt10"),
         ("pushh", "metaworld/push"),
         ("", "metaworld/mt10"),
+        ("metaworld", "metaworld/mt10"),
     ],
 )
 def test_an_unknown_env_is_refused_with_what_was_perhaps_meant(name, said):
@@ -316,6 +317,13 @@ def test_one_policy_fits_all_tasks(task, env):
     assert other.spec == env.spec
     assert other.spec.rate == 80
     other.close()
+
+
+def test_cameras_are_the_models():
+    model = make(ONE).unwrapped._sim.model
+    assert tuple(model.camera(index).name for index in range(model.ncam)) == ours.CAMERAS
+    with pytest.raises(KinoiseError, match="between 1 and"):
+        make(ONE, cameras=("corner",), size=100_000)
 
 
 def test_tasks_are_upstreams():

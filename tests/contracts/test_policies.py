@@ -204,6 +204,9 @@ def test_a_wrong_checkpoint_says_what_is_wrong(saved: Path) -> None:
         ({"policy": {"name": "other"}}, "'other' is unknown"),
         ({"spec": {"colour": 1}}, "unknown keys"),
         ({"format": 99}, "format"),
+        ({"spec": None}, "'spec'"),
+        ({"texts": None}, "'texts'"),
+        ({"stats": {"state": None}}, "expected an object"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(saved: Path, change: dict, message: str) -> None:
@@ -219,6 +222,8 @@ def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
         load_policy(saved, decode={"sampler": "magic"})
     with pytest.raises(KinoiseError, match="the data hold"):
         small("mode", observations=["camera"])
+    with pytest.raises(KinoiseError, match="policy=diffusion"):
+        build_policy(replace(small("mode").config, name="diffusion"), SPEC, STATS, TEXTS)
     policy = small("mode")
     with pytest.raises(KinoiseError, match="training mode"):
         policy.plan(observation(policy), generators(3))

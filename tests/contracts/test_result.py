@@ -227,6 +227,7 @@ def test_a_camera_that_the_simulator_lacks_does_not_hide_the_other_differences()
         ({"slots": 0}, "slots=0: at least 1"),
         ({"workers": 0}, "workers=0: at least 1"),
         ({"horizon": -1}, "horizon=-1: at least 1"),
+        ({"seed": -1}, "seed=-1"),
         ({"video": 1}, "out="),
         ({"env": "metaworld/pusch"}, "metaworld/push"),
     ],
@@ -246,9 +247,20 @@ def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
     with pytest.raises(SystemExit) as leaving, termination():
         play(policy=Terminated(), out=tmp_path / "eval", video=2)
     assert leaving.value.code == 128 + signal.SIGTERM
-    assert not list((tmp_path / "eval").iterdir())
+    assert not list(tmp_path.iterdir())
     assert multiprocessing.active_children() == children
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_where_nothing_can_be_written_nothing_is_played(tmp_path: Path):
+    class Never(Walker):
+        def plan(self, obs: Observation, gen: Gen) -> Plan:
+            raise AssertionError("an episode was begun")
+
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "eval"):
+        with pytest.raises(KinoiseError, match="can't write"):
+            play(policy=Never(), out=out)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +270,7 @@ def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
         ("episode=3", "episode"),
         ("episodes=many", "many"),
         ("device=abacus", "auto"),
+        ("device=meta", "auto"),
     ],
 )
 def test_the_command_refuses_what_it_does_not_know(tmp_path: Path, argument: str, text: str):

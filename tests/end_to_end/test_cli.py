@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kinoise import __version__
 from kinoise.cli import COMMANDS, main
+from kinoise.policies.mode import ModeConfig
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def test_every_command_explains_itself_and_refuses_what_it_does_not_know(
         main([command, "--help"])
     assert not left.value.code
     assert f"usage: kinoise {command}" in capsys.readouterr().out
-    for argument in ("nonsense=1", "--nonsense"):
+    for argument in ("nonsense=1", "--nonsense", "+nonsense=1", "~nonsense=1", "hydra.nonsense=1"):
         assert main([command, argument]) == 2
         said = capsys.readouterr().err
         assert said.startswith("kinoise: ")
@@ -59,6 +60,18 @@ def test_every_command_explains_itself_and_refuses_what_it_does_not_know(
         ("train", "policy=mod", "Did you mean mode?"),
         ("control", "guards.jump=0", "positive"),
         ("report", "videos=-1", "at least 0"),
+        ("inspect", "idle=nan", "idle=nan"),
+        ("train", "out=", "directory"),
+        ("train", f"seed={2**64}", "2^63"),
+        ("train", "policy.decode.guidance=nan", "guidance"),
+        ("train", "policy.network.ff=nan", "ff=nan"),
+        ("train", "policy.network.balance=-1", "balance"),
+        ("train", "policy.encoder.pool=max", "softmax, average"),
+        ("train", "policy.encoder.state=max", "meanstd"),
+        ("train", "policy.actions=max", "meanstd"),
+        ("train", "policy.goal_dropout=1", "below 1"),
+        ("control", "rate=inf", "rate=inf"),
+        ("control", "seed=-1", "seed=-1"),
     ],
 )
 def test_a_value_out_of_range_is_wrong_usage(
@@ -74,6 +87,40 @@ def test_a_value_out_of_range_is_wrong_usage(
     assert main([command, *needed[command], argument]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_the_settings_of_the_policy_that_is_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = capsys.readouterr().out.splitlines()
+    shown = {line.split()[0]: line for line in said if line.startswith("  policy.")}
+    config = ModeConfig()
+    for part in ("process", "network", "decode"):
+        for name, value in vars(getattr(config, part)).items():
+            assert value is None or shown[f"policy.{part}.{name}"].endswith(f"({value})")
+
+
+@pytest.mark.parametrize("path", ["runs/lr=0.1,seed=2", "'quoted", 'a, (b) {c} ~ $"', "back\\"])
+def test_paths_are_taken_as_they_are(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", path if "/" in path else f"run={path}"]) == 1
+    assert f"kinoise: {path}: no checkpoint" in capsys.readouterr().err
+
+
+def test_what_the_machine_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "n" * 300]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "too long" in said
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe", b"base: [mode]", b"- mode", b"", None])
+def test_a_yaml_file_that_is_no_policy_is_refused(text: bytes | None, capsys: pytest.CaptureFixture[str]) -> None:
+    file = Path("policy.yaml")
+    file.mkdir() if text is None else file.write_bytes(text)
+    assert main(["train", "data=DATA", "out=RUN", f"policy={file}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("kinoise: policy.yaml")
+    assert said.count("\n") == 1
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

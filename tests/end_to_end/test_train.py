@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -243,6 +244,19 @@ def test_full_disk_keeps_the_last_checkpoint(whole: Path, data: Path, tmp_path: 
     monkeypatch.undo()
     assert train(data, out, "resume=true") == 0
     assert same_weights(whole / "checkpoints" / "6", out / "checkpoints" / "6")
+
+
+def test_full_disk_under_tensorboard_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    with pytest.raises(KinoiseError, match="disk is full"):
+        trackers.TensorBoard(tmp_path, 0)
+    assert not said
 
 
 def test_validation_loss_is_of_the_averages_and_changes_nothing(data: Path, tmp_path: Path) -> None:

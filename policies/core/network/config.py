@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,10 +58,12 @@ class NetworkConfig:
             )
         if not 1 <= self.top_k <= self.experts:
             raise KinoiseError(f"network.top_k={self.top_k}: expected between 1 and network.experts={self.experts}")
-        if self.hidden < 1:
+        if not 1 <= self.ff * self.width < math.inf:
             raise KinoiseError(f"network.ff={self.ff}: expected at least {1 / self.width}, one hidden number")
         if not 0 <= self.dropout < 1:
             raise KinoiseError(f"network.dropout={self.dropout}: expected at least 0 and less than 1")
+        if not 0 <= self.balance < math.inf:
+            raise KinoiseError(f"network.balance={self.balance}: expected at least 0")
         if not (self.noise_token or self.noise_attention or self.adaptive_norm):
             raise KinoiseError("network: nothing tells it the noise level; set noise_token, noise_attention or adaptive_norm")
 
