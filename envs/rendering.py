@@ -107,6 +107,8 @@ class Renderer:
     def close(self) -> None:
         """Frees the OpenGL context."""
         if self._gl is not None:
+            # What is freed are names in the current context: another renderer's, unless this one's is made current.
+            self._gl.make_current()
             self._context.free()
             self._gl.free()
             self._gl = None

@@ -366,3 +366,14 @@ def test_touching_is_judged_as_upstream_does():
         assert judged[-1] == SawyerXYZEnv.touching_object(env._sim, geom)
     assert set(judged) == {False, True}
     env.close()
+
+
+def test_closing_one_environment_leaves_the_pictures_of_another():
+    kept, other = make("metaworld/reach", render=True), make("metaworld/push", render=True)
+    kept.reset(seed=0)
+    other.reset(seed=0)
+    other.render()
+    before = kept.render()  # its context is the current one when the other is closed
+    other.close()
+    np.testing.assert_array_equal(kept.render(), before)
+    kept.close()
