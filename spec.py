@@ -135,7 +135,11 @@ def _feature_from_json(value: Any) -> Feature:
 
 
 def _tuples(value: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return {key: _tuple(item) for key, item in value.items()}
+
+
+def _tuple(item: Any) -> Any:
+    return tuple(_tuple(part) for part in item) if isinstance(item, list) else item
 
 
 def _check_keys(cls: type, value: Any, label: str) -> None:
@@ -154,7 +158,8 @@ def _check_keys(cls: type, value: Any, label: str) -> None:
 class Stats:
     """Statistics of one feature over a data set, in physical units, one number per dimension (per channel for images).
 
-    `q01` and `q99` are the 1st and 99th percentiles; `count` is the number of time steps.
+    `q01` and `q99` are the 1st and 99th percentiles; `count` is the number of time steps. `quantiles` are those from 0 to 1 in
+    equal steps of probability, a row for each dimension; only actions have them.
     """
 
     mean: tuple[float, ...]
@@ -164,6 +169,7 @@ class Stats:
     q01: tuple[float, ...]
     q99: tuple[float, ...]
     count: int
+    quantiles: tuple[tuple[float, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -214,7 +220,8 @@ class Plan:
         t0: time of the first action, seconds on the caller's clock (0 where the caller has none).
         dt: seconds between actions.
         obs_time: time of the observation that the plan answers.
-        nfe: network evaluations spent.
+        nfe: network evaluations spent, each of them on the whole batch.
+        nfe_rows: for each row, how many of them it needed; empty where all needed all.
         timing: seconds per stage (`encode`, `denoise`), measured by the policy.
     """
 
@@ -223,4 +230,5 @@ class Plan:
     nfe: int
     t0: float = 0.0
     obs_time: float = 0.0
+    nfe_rows: tuple[int, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)

@@ -20,6 +20,12 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     return {"ratio": round(float(middle), 3), "ratio_q25": round(float(low), 3), "ratio_q75": round(float(high), 3)}
 
 
+def milliseconds(seconds: list[float]) -> dict[str, float]:
+    """Their median and quartiles."""
+    low, middle, high = np.percentile(seconds, [25, 50, 75]) * 1e3
+    return {"median": round(float(middle), 3), "q25": round(float(low), 3), "q75": round(float(high), 3)}
+
+
 def write(name: str, figures: dict[str, Any]) -> None:
     """Prints the figures and keeps them as `results/<name>.json`."""
     module = sys.modules["__main__"].__spec__

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from ..spec import Feature, KinoiseError, Stats
-from .base import EpisodeStore, features, starts
+from .base import ACTION, EpisodeStore, features, starts
 
 BLOCK_BYTES = 2**24
 EXACT_BYTES = 2**28
 PERCENTILES = (0.01, 0.99)
+QUANTILES = 257
 
 
 def statistics(
@@ -82,8 +84,10 @@ def _state_statistics(
         gap, weight = block_mean - mean, len(rows) / (start + len(rows))
         mean = mean + gap * weight
         squares = squares + ((rows - block_mean) ** 2).sum(0) + gap**2 * start * weight
-    q01, q99 = np.quantile(sample, PERCENTILES, axis=0, overwrite_input=True)
-    return _stats(mean, np.sqrt(squares / steps), low, high, q01, q99, steps)
+    asked = [*PERCENTILES, *(np.linspace(0, 1, QUANTILES) if key == ACTION else ())]
+    q01, q99, *quantiles = np.quantile(sample, asked, axis=0, overwrite_input=True)
+    found = _stats(mean, np.sqrt(squares / steps), low, high, q01, q99, steps)
+    return replace(found, quantiles=tuple(tuple(column) for column in np.transpose(quantiles).tolist()))
 
 
 def _check_finite(store: EpisodeStore, key: str, start: int, rows: np.ndarray) -> None:

@@ -147,9 +147,16 @@ def showing(spec: Spec) -> Callable[..., Env]:
 
 
 def tasks(env: str) -> tuple[str, ...]:
-    """The full ids of the tasks that `env` means, a suite or a single task. Raises KinoiseError when there is no such."""
-    simulator, name = _find(env)
-    return tuple(f"{simulator}/{task}" for task in _load(simulator).SUITES.get(name, (name,)))
+    """The full ids of the tasks that `env` means: a suite, a task, or several of one simulator, `metaworld/push,reach`.
+
+    Raises KinoiseError when there is no such, or one is named twice.
+    """
+    simulator, slash, names = env.partition("/")
+    found = [_find(f"{simulator}/{name}") for name in names.split(",")] if slash else [_find(env)]
+    ids = [f"{simulator}/{task}" for simulator, name in found for task in _load(simulator).SUITES.get(name, (name,))]
+    if len(set(ids)) < len(ids):
+        raise KinoiseError(f"env '{env}': a task is named twice")
+    return tuple(ids)
 
 
 def choices() -> str:
@@ -158,7 +165,7 @@ def choices() -> str:
     for simulator in ENVS:
         module = _load(simulator)
         suites = ", ".join(f"{simulator}/{suite}" for suite in module.SUITES)
-        parts.append(f"{suites}, or {simulator}/TASK with TASK one of {', '.join(module.TASKS)}")
+        parts.append(f"{suites}, or {simulator}/TASK[,TASK...] with TASK one of {', '.join(module.TASKS)}")
     return "; ".join(parts)
 
 

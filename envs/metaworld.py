@@ -88,6 +88,7 @@ SUITES = {
     "mt50": tuple(TASKS),
 }
 
+PROPRIO = "proprio"
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 MAX_SIZE = 4096
 
@@ -113,6 +114,8 @@ class Metaworld(Env):
     Observes "state" (39): hand, gripper opening, up to two objects' positions and quaternions (unused places are 0), all of
     that one step earlier, and the goal. Actions: the hand's displacement along x, y, z, at 1 by a centimetre a step, and the
     gripper's effort, at 1 closing. 80 steps a second, 500 an episode.
+
+    With cameras there is also "proprio" (4), what a robot knows without looking: hand and gripper opening.
     """
 
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
@@ -173,7 +176,8 @@ class Metaworld(Env):
 
     def _observation(self, state: np.ndarray) -> Values:
         values = {"state": state.astype(np.float32)}
-        if self._renderer is not None:
+        if self._renderer is not None and self._cameras:
+            values[PROPRIO] = values["state"][:4].copy()
             for camera in self._cameras:
                 values[f"image.{camera}"] = self._renderer.draw(self._sim.data, camera, self._size)
         return values
@@ -199,9 +203,10 @@ def _spec(rate: float, cameras: Sequence[str], size: int) -> Spec:
         names=(*now, *(f"previous.{name}" for name in now), *(f"goal.{axis}" for axis in place)),
         unit=(*units, *units, "m", "m", "m"),
     )
-    images = {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    seen = {PROPRIO: Feature((4,), names=tuple(now[:4]), unit=tuple(units[:4]))} if cameras else {}
+    seen |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
     action = Feature(shape=(4,), names=(*place, "gripper"), unit=("cm", "cm", "cm", "1"), low=(-1.0,) * 4, high=(1.0,) * 4)
-    return Spec({"state": state, **images}, action, rate=rate, control="delta", gripper=(3,), language=True)
+    return Spec({"state": state, **seen}, action, rate=rate, control="delta", gripper=(3,), language=True)
 
 
 def _small_arrays(model: Model) -> dict[str, np.ndarray]:

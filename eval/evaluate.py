@@ -47,7 +47,7 @@ class Stopwatch:
         plan = self._policy.plan(obs, gen=gen)
         self.seconds.append(time.perf_counter() - begin)
         self.batch.append(obs.batch)
-        self.nfe.append(plan.nfe)
+        self.nfe += plan.nfe_rows or (plan.nfe,) * obs.batch
         self.last = obs, gen
         return plan
 

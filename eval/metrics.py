@@ -24,6 +24,14 @@ class Paired(NamedTuple):
     p: float
 
 
+class Difference(NamedTuple):
+    """The first share of successes minus the second, with a confidence interval; all from -1 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a binomial share (Wilson 1927, J. Am. Stat. Assoc. 22:209).
 
@@ -70,3 +78,48 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     n = only_first + only_second
     tail = sum(comb(n, k) for k in range(min(only_first, only_second) + 1))
     return Paired(only_first, only_second, min(1.0, 2 * tail / 2**n))
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Difference:
+    """How much more often the first policy succeeds than the second, both on the same episodes.
+
+    Newcombe's method 10 (Newcombe 1998, Statistics in Medicine 17:2635): both shares' Wilson intervals, joined by the
+    correlation of the outcomes, from which half an episode is taken where it is positive. Unlike the normal approximation it
+    has a width where no episode, or hardly any, tells the two apart.
+
+    Args:
+        first, second: outcomes in the same order, one pair an episode; at least one.
+        confidence: probability that the interval covers the true difference, in (0, 1).
+
+    Raises:
+        ValueError: of different lengths, empty, or another confidence.
+    """
+    only_first, only_second, _ = mcnemar(first, second)
+    n, successes, others = len(first), sum(first), sum(second)
+    a, b = wilson(successes, n, confidence), wilson(others, n, confidence)
+    both = successes - only_first
+    neither = n - both - only_first - only_second
+    agreement = both * neither - only_first * only_second
+    margins = successes * (n - successes) * others * (n - others)
+    phi = (max(agreement - n / 2, 0) if agreement > 0 else agreement) / sqrt(margins) if margins else 0.0
+    value = (only_first - only_second) / n
+    below = _joined(a.rate - a.low, b.high - b.rate, phi)
+    above = _joined(a.high - a.rate, b.rate - b.low, phi)
+    return Difference(value, max(-1.0, value - below), min(1.0, value + above))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several (Holm 1979, Scandinavian Journal of Statistics 6:65), in the order given.
+
+    Calling those below alpha different is wrong about any of the equal ones with a probability of at most alpha.
+    """
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _joined(x: float, y: float, correlation: float) -> float:
+    """The length of two errors' difference. Rounding may leave less than nothing under the root."""
+    return sqrt(max(0.0, x * x - 2 * correlation * x * y + y * y))

@@ -36,7 +36,7 @@ class Planning:
     Args:
         seconds: of each batched plan, while the simulators ran beside it.
         batch: rows of each.
-        nfe: network evaluations of each.
+        nfe: network evaluations that each row needed.
         seconds_batch1: of plans for a single observation, while the simulators waited.
     """
 
@@ -47,7 +47,7 @@ class Planning:
 
     def to_json(self) -> dict[str, Any]:
         plans = len(self.seconds)
-        mean = sum(self.nfe) / plans if plans else None
+        mean = sum(self.nfe) / len(self.nfe) if self.nfe else None
         return {
             "nfe_per_plan": mean if mean is None or mean % 1 else int(mean),
             "plan_ms": percentiles(self.seconds, 1e3),

@@ -12,6 +12,7 @@ from ..config import preset
 from ..spec import KinoiseError, Spec, Stats
 from .base import DecodeConfig, Policy, PolicyConfig
 from .diffusion import DiffusionConfig, DiffusionPolicy
+from .discrete_vla import DiscreteVLAConfig, DiscreteVLAPolicy
 from .mode import ModeConfig, ModePolicy
 
 
@@ -23,6 +24,7 @@ class Member(NamedTuple):
 POLICIES: dict[str, Member] = {
     "diffusion": Member(DiffusionConfig, DiffusionPolicy),
     "mode": Member(ModeConfig, ModePolicy),
+    "discrete_vla": Member(DiscreteVLAConfig, DiscreteVLAPolicy),
 }
 
 

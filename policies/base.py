@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .core.process.base import Losses
 from .core.random import Gen
-from .core.sampler import SAMPLERS
+from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
+from .core.sampler.reveal import CONFIDENCES, NOISES
 
 
 @dataclass
@@ -27,21 +29,37 @@ class DecodeConfig:
     guidance: float = field(default=1.0, metadata={"help": "classifier-free guidance scale; 1 is none"})
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(SAMPLERS)}")
+        if self.sampler not in self.samplers():
+            raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(self.samplers())}")
         if self.steps < 1:
             raise UsageError(f"decode.steps={self.steps}: at least 1 is needed")
         if not 0 <= self.guidance < math.inf:
             raise UsageError(f"decode.guidance={self.guidance}: expected a number of at least 0; 1 is none")
 
+    @classmethod
+    def samplers(cls) -> tuple[str, ...]:
+        """What `sampler` may name."""
+        return tuple(SAMPLERS)
+
+
+def _change(about: str) -> Any:
+    return field(default=None, metadata={"help": about})
+
 
 @dataclass
 class DecodeChanges:
-    """What a command may say about decoding; null keeps the checkpoint's own setting."""
+    """What a command may say about decoding; null keeps the checkpoint's own setting. "tokens": for masked ones only."""
 
-    sampler: str | None = field(default=None, metadata={"help": f"one of {', '.join(SAMPLERS)}; null: as the checkpoint says"})
-    steps: int | None = field(default=None, metadata={"help": "grid intervals from noise to a plan"})
-    guidance: float | None = field(default=None, metadata={"help": "classifier-free guidance scale; 1 is none"})
+    sampler: str | None = _change(f"one of {', '.join(SAMPLERS)}; tokens: {', '.join(TOKEN_SAMPLERS)}")
+    steps: int | None = _change("grid intervals from noise to a plan; tokens: rounds")
+    guidance: float | None = _change("classifier-free guidance scale; 1 is none")
+    confidence: str | None = _change(f"tokens: what is committed first, one of {', '.join(CONFIDENCES)}")
+    temperature: float | None = _change("tokens: Gumbel noise in the first round, falling to 0")
+    noise: str | None = _change(f"tokens: what that noise is on, one of {', '.join(NOISES)}")
+    threshold: float | None = _change("tokens: mask again those less probable than this; 0 never")
+    residual: float | None = _change("tokens: mask again those whose probability fell by more; 1 never")
+    adaptive: float | None = _change("tokens: end the rounds when every confidence is above this; 1 never")
+    value: str | None = _change("tokens: what they stand for, centre or expectation")
 
     def given(self) -> dict[str, Any]:
         """Those that were set, as `load_policy` takes them."""
@@ -101,11 +119,42 @@ class Policy(nn.Module, ABC):
         """The training loss of each window. All randomness comes from `gen`."""
 
     @abstractmethod
-    def plan(self, obs: Observation, gen: Gen) -> Plan:
+    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
         """One plan per row of `obs`, on the CPU in physical units.
 
         With a sequence of generators, row i draws from `gen[i]` alone, so what else is in the batch doesn't change its noise.
+
+        Args:
+            previous: the plans that are being carried out, a row each.
+            elapsed: actions of `previous` that were carried out by the time of `obs`.
+            prefix: how many of those that follow are carried out whatever this plan says; they come back as its first ones.
         """
+
+    def committed(
+        self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int
+    ) -> Float[Tensor, "batch prefix action"] | None:
+        """The actions that `plan` is told to keep, checked; None for none.
+
+        Raises KinoiseError when there are not so many, in the previous plan or in a chunk, or not one plan per row.
+        """
+        if prefix < 0 or elapsed < 0:
+            raise KinoiseError(f"prefix={prefix}, elapsed={elapsed}: expected at least 0")
+        if prefix == 0:
+            return None
+        if prefix > self.config.chunk:
+            raise KinoiseError(f"prefix={prefix} is longer than the policy's chunk of {self.config.chunk} actions")
+        if previous is None:
+            raise KinoiseError(f"prefix={prefix} pins actions of the previous plan: give previous=")
+        rows, length, dims = previous.actions.shape
+        if (rows, dims) != (obs.batch, self.spec.action_dim):
+            raise KinoiseError(
+                f"the previous plan holds {rows} rows of {dims} numbers; expected {obs.batch} of {self.spec.action_dim}"
+            )
+        if elapsed + prefix > length:
+            raise KinoiseError(
+                f"prefix={prefix} after elapsed={elapsed} needs {elapsed + prefix} actions; the previous plan has {length}"
+            )
+        return previous.actions[:, elapsed : elapsed + prefix]
 
     def expert_use(self) -> dict[str, Any] | None:
         """Which experts serve which noise level, for a report; None where no noise level chooses any.

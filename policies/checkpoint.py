@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
         decode: settings laid over the checkpoint's own `decode`.
 
     Raises:
-        UsageError: a device that isn't there.
+        UsageError: a device that isn't there, a setting of `decode` that the policy doesn't have.
         KinoiseError: nothing there, a file cut short, unknown settings, or weights that don't fit (every key listed).
     """
     device = _device(device)
@@ -133,9 +133,14 @@ def _config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> Pol
     name = value.get("name")
     if name not in POLICIES:
         raise KinoiseError(f"{path}: policy '{name}' is unknown; this kinoise has {', '.join(POLICIES)}")
+    default = POLICIES[name].config()
+    known = [item.name for item in fields(default.decode)]
+    foreign = [key for key in decode if key not in known]
+    if foreign:
+        raise UsageError(f"decode.{foreign[0]}: the policy '{name}' has no such setting; its own are {', '.join(known)}")
     try:
         return OmegaConf.to_object(  # type: ignore[return-value]
-            OmegaConf.merge(OmegaConf.structured(POLICIES[name].config), value, {"decode": dict(decode)})
+            OmegaConf.merge(OmegaConf.structured(default), value, {"decode": dict(decode)})
         )
     except OmegaConfBaseException as error:
         raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -148,7 +153,7 @@ def _load_weights(policy: Policy, path: Path) -> None:
         raise KinoiseError(f"{path} is missing: the checkpoint is incomplete. Take another, or train again.") from error
     except SafetensorError as error:
         raise KinoiseError(f"{path} can't be read ({error}): it was cut short. Take another checkpoint.") from error
-    expected = policy.state_dict()
+    expected = policy.state_dict(keep_vars=True)  # as it stands: nothing is embedded that the file brings
     problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - expected.keys()]
     problems += [

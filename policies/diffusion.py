@@ -72,10 +72,15 @@ class DiffusionPolicy(Policy):
         return self.process.loss(network, clean, context, batch.valid.to(self.device), gen)
 
     @torch.inference_mode()
-    def plan(self, obs: Observation, gen: Gen) -> Plan:
-        """`decode.steps` intervals of `decode.sampler` from pure noise. Raises KinoiseError when it isn't in eval mode."""
+    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
+        """`decode.steps` intervals of `decode.sampler` from pure noise.
+
+        Raises KinoiseError when it isn't in eval mode, and for a prefix, which only masked tokens can pin.
+        """
         if self.training:
             raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
+        if prefix:
+            raise KinoiseError(f"prefix={prefix}: the policy '{self.config.name}' can't pin actions; discrete_vla can")
         decode = self.config.decode
         started = time.perf_counter()
         asked: list[Tensor] = []

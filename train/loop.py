@@ -29,7 +29,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, gen: Gen) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise, and its parts."""
         losses = self.policy.loss(batch, gen)
-        return losses.total, {"denoising": losses.per_sample.mean(), **losses.auxiliary}
+        return losses.total, {"denoising": losses.per_sample.mean(), **losses.auxiliary, **losses.shown}
 
 
 class Trainer:

@@ -28,6 +28,17 @@ def uniform(shape: Sequence[int], gen: Gen, device: torch.device | str = "cpu") 
     return move(_draw(torch.rand, shape, gen), device)
 
 
+def branched(gen: Gen) -> Gen:
+    """New generators in place of these, which move on by one draw each however much the new ones draw."""
+    if not isinstance(gen, torch.Generator):
+        return [_branch(item) for item in gen]
+    return _branch(gen)
+
+
+def _branch(gen: torch.Generator) -> torch.Generator:
+    return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=gen)))
+
+
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], gen: Gen) -> Tensor:
     if isinstance(gen, torch.Generator):
         return draw(tuple(shape), generator=gen)

@@ -44,9 +44,17 @@ class SentenceEncoder:
         """Unit vectors: the mean over a text's first 256 tokens. A text's vector does not depend on its neighbours."""
         return torch.cat([self._embed(text) for text in texts])
 
+    @torch.no_grad()
+    def words(self, texts: Sequence[str]) -> list[Float[Tensor, "_ 384"]]:
+        """Each text's tokens in their context, a vector each, at most 254; at least one, the end's, for an empty text."""
+        return [hidden[0, 1:-1] if hidden.shape[1] > 2 else hidden[0, 1:] for hidden in map(self._hidden, texts)]
+
     def _embed(self, text: str) -> Tensor:
+        return F.normalize(self._hidden(text).mean(1), dim=-1)
+
+    def _hidden(self, text: str) -> Tensor:
         tokens = self._tokenizer(text, truncation=True, max_length=256, return_tensors="pt")
-        return F.normalize(self._model(**tokens).last_hidden_state.mean(1), dim=-1)
+        return self._model(**tokens).last_hidden_state
 
 
 @cache
@@ -133,5 +141,6 @@ class Language(nn.Module):
         return torch.stack([row.to(self.features) for row in rows])
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self._fill()
+        if not keep_vars:  # a state dict that is saved, not one that is only compared
+            self._fill()
         super()._save_to_state_dict(destination, prefix, keep_vars)

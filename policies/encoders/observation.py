@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -72,7 +72,7 @@ class ObservationEncoder(nn.Module):
         Raises:
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
-        self._check(obs)
+        check_observation(obs, [*self.keys, *self.cameras], self.history, self.language is not None)
         tokens: list[Tensor] = []
         condition = None
         if self.language is not None:
@@ -87,11 +87,13 @@ class ObservationEncoder(nn.Module):
             tokens.append(self.images(images, condition))
         return torch.cat(tokens, 1)
 
-    def _check(self, obs: Observation) -> None:
-        for key in [*self.keys, *self.cameras]:
-            if key not in obs.values:
-                raise KinoiseError(f"the observation lacks '{key}'; it has {sorted(obs.values)}")
-            if obs.values[key].shape[1] != self.history:
-                raise KinoiseError(f"'{key}' has {obs.values[key].shape[1]} steps of history; the policy needs {self.history}")
-        if self.language is not None and (obs.text is None or not obs.texts):
-            raise KinoiseError("the policy needs an instruction with every observation: give Observation.texts and .text")
+
+def check_observation(obs: Observation, keys: Sequence[str], history: int, language: bool) -> None:
+    """Raises KinoiseError for a missing key, a history of another length, or no instruction where one is needed."""
+    for key in keys:
+        if key not in obs.values:
+            raise KinoiseError(f"the observation lacks '{key}'; it has {sorted(obs.values)}")
+        if obs.values[key].shape[1] != history:
+            raise KinoiseError(f"'{key}' has {obs.values[key].shape[1]} steps of history; the policy needs {history}")
+    if language and (obs.text is None or not obs.texts):
+        raise KinoiseError("the policy needs an instruction with every observation: give Observation.texts and .text")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kinoise.eval.metrics import mcnemar, wilson
-from scipy.stats import binomtest, norm
+from kinoise.eval.metrics import holm, mcnemar, paired_difference, wilson
+from scipy.stats import binomtest, multinomial, norm
+
+Pairs = list[tuple[bool, bool]]
 
 counts = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -64,3 +66,57 @@ def test_mcnemar_is_symmetric_and_ignores_agreement(pairs: list[tuple[bool, bool
 def test_mcnemar_needs_pairs():
     with pytest.raises(ValueError, match="both"):
         mcnemar([True], [True, False])
+
+
+def _outcomes(both: int, first: int, second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    """Two policies' outcomes, given how many episodes were solved by both, by one of them, by none."""
+    return [True] * (both + first) + [False] * (second + neither), (
+        [True] * both + [False] * first + [True] * second + [False] * neither
+    )
+
+
+def test_paired_difference_of_a_published_example():
+    # Fagerland, Lydersen & Laake 2014, Statistics in Medicine 33:2850: airway hyper-responsiveness, Newcombe's interval.
+    assert paired_difference(*_outcomes(1, 1, 7, 12)) == pytest.approx((-6 / 21, -0.507, -0.026), abs=5e-4)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80), st.sampled_from([0.8, 0.95, 0.99]))
+def test_paired_difference_changes_sign_with_the_order_and_contains_what_was_seen(pairs: Pairs, confidence: float):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    value, low, high = paired_difference(first, second, confidence)
+    assert value == pytest.approx((sum(first) - sum(second)) / len(pairs))
+    assert -1 <= low <= value <= high <= 1
+    assert low < high
+    assert paired_difference(second, first, confidence) == pytest.approx((-value, -high, -low), abs=1e-12)
+
+
+@pytest.mark.parametrize("chances", [(0.8, 0.1, 0.05, 0.05), (0.55, 0.05, 0.25, 0.15), (0.25, 0.25, 0.25, 0.25)])
+def test_paired_difference_covers_the_truth_as_often_as_it_promises(chances: tuple[float, float, float, float]):
+    n, covered = 16, 0.0
+    for both in range(n + 1):
+        for first in range(n + 1 - both):
+            for second in range(n + 1 - both - first):
+                table = (both, first, second, n - both - first - second)
+                _, low, high = paired_difference(*_outcomes(*table), 0.9)
+                if low <= chances[1] - chances[2] <= high:
+                    covered += multinomial.pmf(table, n, chances)
+    assert 0.88 < covered < 0.97
+
+
+def test_paired_difference_needs_pairs():
+    with pytest.raises(ValueError, match="both"):
+        paired_difference([True], [True, False])
+    with pytest.raises(ValueError, match="n >= 1"):
+        paired_difference([], [])
+
+
+@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.001, 0.5))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float], alpha: float):
+    rejected: set[int] = set()
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda item: p_values[item])):
+        if p_values[index] * (len(p_values) - place) > alpha:
+            break
+        rejected.add(index)
+    adjusted = holm(p_values)
+    assert rejected == {index for index, value in enumerate(adjusted) if value <= alpha}
+    assert all(p <= value <= 1 for p, value in zip(p_values, adjusted, strict=True))

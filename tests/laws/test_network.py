@@ -211,4 +211,4 @@ def test_a_network_computes_in_its_own_precision_and_answers_in_its_input_s():
 )
 def test_settings_that_make_no_network_are_refused(options: dict):
     with pytest.raises(KinoiseError, match="network"):
-        NetworkConfig(**options)
+        Denoiser(NetworkConfig(**options), ACTION, CHUNK)

@@ -1,6 +1,7 @@
-"""The denoiser network and its settings."""
+"""The denoiser networks and their settings."""
 
 from .config import NetworkConfig
+from .tokens import Prefix, TokenDenoiser
 from .transformer import Denoiser, Level
 
-__all__ = ["Denoiser", "Level", "NetworkConfig"]
+__all__ = ["Denoiser", "Level", "NetworkConfig", "Prefix", "TokenDenoiser"]

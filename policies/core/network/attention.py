@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .config import NetworkConfig
 from .embed import linear, unit
+
+
+class KeyValues(NamedTuple):
+    """What tokens offer to those that attend to them, in one layer."""
+
+    keys: Float[Tensor, "batch heads tokens head_width"]
+    values: Float[Tensor, "batch heads tokens head_width"]
 
 
 class Attention(nn.Module):
@@ -37,14 +46,38 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "batch kept width"]:
         """What the last `keep` tokens, or all, attend to."""
         if self.memory is None:
-            qkv = self._split(self.into(x), 3)
-            (q, k), v = qkv[:2] if self.qk_norm is None else unit(qkv[:2], self.qk_norm), qkv[2]
+            q, (k, v) = self.project(x)
         else:
             (q,), (k, v) = self._split(self.into(x), 1), self._split(self.memory(memory), 2)
             if self.qk_norm is not None:
                 q, k = unit(q, self.qk_norm), unit(k, self.qk_norm)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale).transpose(1, 2)
         return self.out((heads if keep is None else heads[:, -keep:]).flatten(2))
+
+    def project(self, x: Float[Tensor, "batch tokens width"]) -> tuple[Tensor, KeyValues]:
+        """The tokens' queries, and what they offer, in self-attention."""
+        qkv = self._split(self.into(x), 3)
+        (q, k), v = qkv[:2] if self.qk_norm is None else unit(qkv[:2], self.qk_norm), qkv[2]
+        return q, KeyValues(k, v)
+
+    def extend(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        past: KeyValues | None = None,
+        mask: Bool[Tensor, "batch 1 1 keys"] | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens width"], KeyValues]:
+        """What tokens attend to among themselves, both ways, and to a `past` that does not attend to them.
+
+        Args:
+            mask: keys that are there, those of `past` first.
+
+        Returns:
+            Also the tokens' own keys and values, the `past` of those that come after them.
+        """
+        q, own = self.project(x)
+        k, v = own if past is None else (torch.cat(pair, 2) for pair in zip(past, own, strict=True))
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+        return self.out(heads.transpose(1, 2).flatten(2)), own
 
     def _split(self, x: Tensor, parts: int) -> Tensor:
         """`[parts, batch, heads, tokens, head width]`, without a copy."""

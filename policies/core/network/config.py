@@ -64,8 +64,6 @@ class NetworkConfig:
             raise KinoiseError(f"network.dropout={self.dropout}: expected at least 0 and less than 1")
         if not 0 <= self.balance < math.inf:
             raise KinoiseError(f"network.balance={self.balance}: expected at least 0")
-        if not (self.noise_token or self.noise_attention or self.adaptive_norm):
-            raise KinoiseError("network: nothing tells it the noise level; set noise_token, noise_attention or adaptive_norm")
 
     @property
     def hidden(self) -> int:

@@ -93,15 +93,18 @@ class Modulations(nn.Module):
             start = torch.tensor([1.0, 0.0, 1.0]).repeat(count)[:-1]  # scale, shift, gate
             self.adaptive.bias.data.copy_(start.repeat_interleave(config.width))
 
-    def forward(self, phi: Float[Tensor, "*rows width"]) -> list[Modulation]:
+    def forward(self, phi: Float[Tensor, "*rows width"] | None = None) -> list[Modulation]:
+        """`phi` may be None where neither adaptive norms nor the attention see the noise level."""
         root = self.config.width**0.5
         if self.adaptive is None:
             branches = [Modulation(weight * root) for weight in self.weights]
         else:
+            assert phi is not None
             vectors = self.adaptive(F.silu(phi)).unflatten(-1, (-1, self.config.width)).unbind(-2)
             triples = zip_longest(vectors[::3], vectors[1::3], vectors[2::3])
             branches = [Modulation(scale * root, shift, gate) for scale, shift, gate in triples]
         if self.config.noise_attention:
+            assert phi is not None
             for index in range(0, len(branches) - 1, self.config.branches):
                 shift = branches[index].shift
                 branches[index] = branches[index]._replace(shift=phi if shift is None else shift + phi)

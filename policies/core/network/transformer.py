@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ....spec import KinoiseError
 from ..process.base import Prediction
 from ..random import Gen, uniform
-from .attention import Attention
+from .attention import Attention, KeyValues
 from .config import NetworkConfig
 from .embed import Modulation, Modulations, NoiseEmbedding, linear, unit
 from .moe import Choice, Dispatch, FeedForward, Router, Share, choose, dispatch, imbalance
@@ -57,9 +57,33 @@ class Block(nn.Module):
         keep: int | None = None,
     ) -> tuple[Float[Tensor, "batch kept width"], Tensor | None]:
         """The last `keep` tokens, or all, after this block; and in training a token router's load-balancing loss."""
+        attended = self.attention(branches[0].enter(x), keep=keep)
+        return self._finish(x if keep is None else x[:, -keep:], attended, memory, branches, experts, gen)
+
+    def extend(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        branches: list[Modulation],
+        past: KeyValues | None,
+        mask: Bool[Tensor, "batch 1 1 keys"] | None,
+        gen: Gen | None,
+    ) -> tuple[Float[Tensor, "batch tokens width"], KeyValues, Tensor | None]:
+        """Tokens after this block that see each other and a `past`; their own keys and values; a token router's loss."""
+        attended, own = self.attention.extend(branches[0].enter(x), past, mask)
+        x, balance = self._finish(x, attended, None, branches, None, gen)
+        return x, own, balance
+
+    def _finish(
+        self,
+        x: Tensor,
+        attended: Tensor,
+        memory: Tensor | None,
+        branches: list[Modulation],
+        experts: tuple[Share, ...] | Dispatch | None,
+        gen: Gen | None,
+    ) -> tuple[Tensor, Tensor | None]:
         first, *second, last = branches
-        attended = self.attention(first.enter(x), keep=keep)
-        x = first.leave(x if keep is None else x[:, -keep:], self._drop(attended, gen))
+        x = first.leave(x, self._drop(attended, gen))
         if self.cross is not None:
             x = second[0].leave(x, self._drop(self.cross(second[0].enter(x), memory), gen))
         h, balance = last.enter(x), None
@@ -97,6 +121,8 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: NetworkConfig, action_dim: int, chunk: int) -> None:
         super().__init__()
+        if not (config.noise_token or config.noise_attention or config.adaptive_norm):
+            raise KinoiseError("network: nothing tells it the noise level; set noise_token, noise_attention or adaptive_norm")
         self.config, self.chunk = config, chunk
         self.actions = linear(action_dim, config.width)
         self.position = nn.Parameter(torch.randn(chunk, config.width))
@@ -125,7 +151,7 @@ class Denoiser(nn.Module):
         Raises:
             KinoiseError: training without `gen` where something has to be drawn.
         """
-        gen = self._draws(gen)
+        gen = drawn(self, self.config, gen)
         level = noise if isinstance(noise, Level) else self._condition(noise.expand(len(x)), gen)
         tokens, memory = self.actions(x.to(self.position.dtype)) + self.position, None
         seen = [level.token.expand(len(x), -1, -1), context] if self.config.noise_token else [context]
@@ -172,10 +198,11 @@ class Denoiser(nn.Module):
             balance = imbalance(probabilities, choice) if self.training and self.config.routing == "noise" else None
         return Level(phi[:, None], self.modulations(phi[:, None]), experts, balance)
 
-    def _draws(self, gen: Gen | None) -> Gen | None:
-        """`gen` in training, None otherwise."""
-        if not self.training:
-            return None
-        if gen is None and (self.config.dropout or self.config.chosen < self.config.experts):
-            raise KinoiseError("a network in training draws experts or dropout: pass gen=, or call eval() first")
-        return gen
+
+def drawn(network: nn.Module, config: NetworkConfig, gen: Gen | None) -> Gen | None:
+    """`gen` in training, None otherwise. Raises KinoiseError where training has to draw and there is none."""
+    if not network.training:
+        return None
+    if gen is None and (config.dropout or config.chosen < config.experts):
+        raise KinoiseError("a network in training draws experts or dropout: pass gen=, or call eval() first")
+    return gen

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from ..random import Gen
@@ -29,7 +29,7 @@ Network = Callable[[Tensor, Tensor, Any], Prediction]
 """`network(x, noise, context)`: x as the process scales it, `noise` from `Process.label` (0-d or `[batch]`)."""
 
 Belief = Tensor
-"""What the network believes of the clean sample: E[x0 | x_t] for a Gaussian process."""
+"""What the network believes of the clean sample: E[x0 | x_t] for a Gaussian process, each token's log p for a masked one."""
 
 Denoise = Callable[[Tensor, Tensor], Belief]
 """`denoise(x, t)` with network, context, guidance and cache already bound. This is all that a sampler sees."""
@@ -42,10 +42,12 @@ class Losses:
     Args:
         per_sample: the process's loss for each batch row.
         auxiliary: further scalars by name, already weighted.
+        shown: scalars by name that are logged and not minimised.
     """
 
     per_sample: Float[Tensor, "batch"]
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    shown: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -69,7 +71,7 @@ class Process(Protocol):
         """Samples at t = 1, which no data were needed for."""
         ...
 
-    def corrupt(self, clean: Float[Tensor, "batch ..."], t: Float[Tensor, "..."], gen: Gen) -> Tensor:
+    def corrupt(self, clean: Shaped[Tensor, "batch ..."], t: Float[Tensor, "..."], gen: Gen) -> Tensor:
         """A sample of q(x_t | x0 = clean)."""
         ...
 
@@ -93,7 +95,7 @@ class Process(Protocol):
     def loss(
         self,
         net: Network,
-        clean: Float[Tensor, "batch chunk action"],
+        clean: Shaped[Tensor, "batch chunk action"],
         ctx: Any,
         valid: Bool[Tensor, "batch chunk"],
         gen: Gen,

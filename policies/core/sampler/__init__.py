@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ..process.base import Denoise
 from ..process.gaussian import Gaussian
+from ..process.masked import Masked
 from ..random import Gen
 from .bridge import ancestral, bridge
 from .heun import heun
 from .multistep import dpmpp_2m
+from .reveal import Reveal, autoregressive, reveal
 
 Sampler = Callable[[Gaussian, Denoise, Tensor, Tensor, Gen], Tensor]
 """`sampler(process, denoise, x, grid, gen)`: from x at time grid[0] to a sample at grid[-1]."""
@@ -24,4 +26,25 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpmpp_2m,
 }
 
-__all__ = ["SAMPLERS", "Sampler", "ancestral", "bridge", "dpmpp_2m", "heun"]
+TokenSampler = Callable[[Masked, Denoise, Tensor, Tensor, Gen, Reveal], Tensor]
+"""The same over tokens, told how to reveal them."""
+
+TOKEN_SAMPLERS: dict[str, TokenSampler] = {
+    "reveal": reveal,
+    "autoregressive": autoregressive,
+    "ancestral": lambda process, denoise, x, grid, gen, how: ancestral(process, denoise, x, grid, gen),
+}
+
+__all__ = [
+    "SAMPLERS",
+    "TOKEN_SAMPLERS",
+    "Reveal",
+    "Sampler",
+    "TokenSampler",
+    "ancestral",
+    "autoregressive",
+    "bridge",
+    "dpmpp_2m",
+    "heun",
+    "reveal",
+]

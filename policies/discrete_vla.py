@@ -1,0 +1,218 @@
+"""The discrete-diffusion VLA: masked action tokens beside vision, language and state (Liang et al. 2025, arXiv 2508.20072).
+
+One transformer over [vision | language | state | action] tokens, block-causal: the observation prefix never looks at action
+tokens, so it is computed once a plan, where the published system computes it in every round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
+from .base import DecodeConfig, Policy, PolicyConfig
+from .core.bins import Bins, BinsConfig
+from .core.guidance import guided
+from .core.network import NetworkConfig, Prefix, TokenDenoiser
+from .core.process.base import Belief, Denoise, Losses, Prediction
+from .core.process.masked import Masked, MaskedConfig
+from .core.random import Gen, uniform
+from .core.sampler import TOKEN_SAMPLERS, Reveal
+from .encoders.prefix import PrefixConfig, PrefixEncoder
+from .encoders.vlm import VlmBackbone, VlmConfig
+
+VALUES = ("centre", "expectation")
+
+
+@dataclass
+class TokenDecodeConfig(DecodeConfig):
+    """How masked tokens become a plan; see `Reveal` for the settings of the rounds. One-shot decoding is steps=1."""
+
+    sampler: str = field(default="reveal", metadata={"help": f"one of {', '.join(TOKEN_SAMPLERS)}"})
+    steps: int = field(default=12, metadata={"help": "rounds"})
+    confidence: str = field(default="max", metadata={"help": "what is committed first: max, gap, mass or random"})
+    temperature: float = field(default=0.0, metadata={"help": "of the noise in the first round, falling to 0; 0 is greedy"})
+    noise: str = field(default="tokens", metadata={"help": "what the noise is on: tokens, or ranks (the released code)"})
+    threshold: float = field(default=0.0, metadata={"help": "mask again tokens less probable than this, rising; 0 never"})
+    residual: float = field(default=1.0, metadata={"help": "mask again tokens whose probability fell by more; 1 never"})
+    adaptive: float = field(default=1.0, metadata={"help": "end the rounds when every confidence is above this; 1 never"})
+    value: str = field(default="expectation", metadata={"help": "what a token stands for: centre of its bin, or expectation"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.reveal
+        if self.value not in VALUES:
+            raise KinoiseError(f"decode.value={self.value}: expected one of {', '.join(VALUES)}")
+
+    @classmethod
+    def samplers(cls) -> tuple[str, ...]:
+        return tuple(TOKEN_SAMPLERS)
+
+    @property
+    def reveal(self) -> Reveal:
+        return Reveal(**{item.name: getattr(self, item.name) for item in fields(Reveal)})
+
+
+@dataclass
+class DiscreteVLAConfig(PolicyConfig):
+    """The paper's design at a size that trains on a laptop."""
+
+    name: str = "discrete_vla"
+    chunk: int = 8
+    execute: int = 4
+    bins: BinsConfig = field(default_factory=BinsConfig)
+    process: MaskedConfig = field(default_factory=MaskedConfig)
+    network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=False))
+    encoder: PrefixConfig = field(default_factory=PrefixConfig)
+    decode: TokenDecodeConfig = field(default_factory=TokenDecodeConfig)  # pyright: ignore[reportIncompatibleVariableOverride]
+    vlm: VlmConfig = field(default_factory=VlmConfig)
+    goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.goal_dropout < 1:
+            raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
+        if self.decode.guidance != 1.0 and self.goal_dropout == 0:
+            raise KinoiseError("decode.guidance needs a policy that was trained with goal_dropout above 0")
+
+
+class Embedded(nn.Module):
+    """The default backbone, trained from scratch: patches, words, state, and the core's transformer."""
+
+    def __init__(
+        self,
+        config: DiscreteVLAConfig,
+        spec: Spec,
+        stats: Mapping[str, Stats],
+        texts: tuple[str, ...],
+        sizes: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.encoder = PrefixEncoder(config.encoder, spec, stats, texts, config.history, config.network.width)
+        self.network = TokenDenoiser(config.network, sizes, config.chunk)
+
+    def prefix(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None, gen: Gen | None = None) -> Prefix:
+        """What the observation offers to action tokens, the same in every round."""
+        tokens, mask = self.encoder(obs, dropped, gen)
+        return self.network.prefix(tokens, mask, gen)
+
+    def forward(self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None) -> Prediction:
+        """Logits of every token, `[batch, chunk, action, size]`."""
+        return self.network(x, prefix, gen)
+
+
+class Round(NamedTuple):
+    """What a network evaluation saw, and what it believed."""
+
+    masked: Bool[Tensor, "batch chunk action"]
+    belief: Tensor
+
+
+class DiscreteVLAPolicy(Policy):
+    """Reveals action tokens in rounds; see `Policy` for the arguments."""
+
+    config: DiscreteVLAConfig
+
+    def __init__(self, config: DiscreteVLAConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
+        super().__init__(config, spec, stats, texts)
+        self.bins = Bins.fit(self.stats["action"], config.bins, spec.gripper)
+        self.backbone = self._backbone(texts)
+        self.process = Masked(config.process, self.bins.sizes)
+
+    def _backbone(self, texts: tuple[str, ...]) -> Embedded | VlmBackbone:
+        config, sizes = self.config, self.bins.sizes
+        if config.vlm.path is None:
+            return Embedded(config, self.spec, self.stats, texts, sizes)
+        scaling = config.encoder.state
+        return VlmBackbone(config.vlm, self.spec, self.stats, texts, config.history, config.chunk, sizes, scaling)
+
+    def loss(self, batch: Batch, gen: Gen) -> Losses:
+        """Cross-entropy on masked tokens over valid steps. `shown["clipped"]`: the share of action numbers beyond the bins."""
+        rows = batch.observation.batch
+        dropped = uniform((rows,), gen, self.device) < self.config.goal_dropout
+        actions = batch.actions.to(self.device)
+        prefix = self.backbone.prefix(batch.observation, dropped, gen)
+        clean, valid = self.bins.encode(actions), batch.valid.to(self.device)
+        losses = self.process.loss(self._network(gen), clean, prefix, valid, gen)
+        return Losses(losses.per_sample, losses.auxiliary, {"clipped": self.bins.outside(actions)})
+
+    @torch.inference_mode()
+    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
+        """`decode.steps` rounds from masked tokens; fewer where a prefix is pinned or `decode.adaptive` is met.
+
+        Raises KinoiseError when it isn't in eval mode, and for a prefix that the previous plan or the chunk can't hold.
+        """
+        if self.training:
+            raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
+        decode = self.config.decode
+        pinned = self.committed(obs, previous, elapsed, prefix)
+        started = time.perf_counter()
+        rounds: list[Round] = []
+        denoise = self._denoise(obs, rounds)
+        encoded = time.perf_counter()
+        x = self.process.prior((obs.batch, self.config.chunk, self.spec.action_dim), gen, self.device)
+        if pinned is not None:
+            x[:, :prefix] = self.bins.encode(pinned.to(self.device))
+        grid = self.process.grid(decode.steps)
+        x = TOKEN_SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen, decode.reveal)
+        actions = self._values(x, rounds).float().cpu()
+        if pinned is not None:
+            actions[:, :prefix] = pinned
+        each = self._evaluations(rounds, obs.batch)
+        return Plan(
+            actions=actions,
+            dt=1.0 / self.spec.rate,
+            nfe=len(rounds) * self._calls,
+            nfe_rows=tuple(count * self._calls for count in each),
+            timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
+        )
+
+    def _denoise(self, obs: Observation, rounds: list[Round]) -> Denoise:
+        """The bound prediction, which adds what it saw and said to `rounds`."""
+        everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
+        scale = self.config.decode.guidance
+        given = self._bind(obs, None) if scale != 0 else None
+        free = self._bind(obs, ~everyone) if scale != 1 else None
+        both = guided(given, free, scale) if given and free else given or free
+        assert both is not None
+
+        def denoise(x: Tensor, t: Tensor) -> Belief:
+            belief = both(x, t)
+            belief = belief if scale in (0, 1) else belief.log_softmax(-1)
+            rounds.append(Round(x == self.process.mask, belief))
+            return belief
+
+        return denoise
+
+    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None) -> Denoise:
+        prefix, network = self.backbone.prefix(obs, dropped), self._network(None)
+        return lambda x, t: self.process.predict(network, x, t, prefix)
+
+    def _network(self, gen: Gen | None) -> Any:
+        return lambda x, noise, prefix: self.backbone(x, prefix, gen)
+
+    @property
+    def _calls(self) -> int:
+        """Network evaluations in a round."""
+        return 1 if self.config.decode.guidance in (0, 1) else 2
+
+    def _values(self, x: Int[Tensor, "batch chunk action"], rounds: list[Round]) -> Tensor:
+        """Tokens in physical units: expectations are those of the round in which a token was committed for good."""
+        if self.config.decode.value == "centre" or not rounds:
+            return self.bins.decode(x)
+        belief = rounds[0].belief
+        for item in rounds[1:]:
+            belief = torch.where(item.masked[..., None], item.belief, belief)
+        return self.bins.expect(belief, x)
+
+    def _evaluations(self, rounds: list[Round], rows: int) -> list[int]:
+        """Rounds that each row took part in: those in which some of its tokens were masked."""
+        if not rounds:
+            return [0] * rows
+        return torch.stack([item.masked.flatten(1).any(-1) for item in rounds]).sum(0).tolist()
