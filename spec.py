@@ -201,6 +201,11 @@ class Observation:
     def batch(self) -> int:
         return next(iter(self.values.values())).shape[0]
 
+    def rows(self, rows: list[int]) -> Observation:
+        """The batch of these rows."""
+        text = None if self.text is None else self.text[rows]
+        return Observation({key: item[rows] for key, item in self.values.items()}, self.texts, text)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -222,6 +227,9 @@ class Plan:
         obs_time: time of the observation that the plan answers.
         nfe: network evaluations spent, each of them on the whole batch.
         nfe_rows: for each row, how many of them it needed; empty where all needed all.
+        confidence: how sure the policy was of each number, from 0 to 1, where it knows; a warm start goes by it.
+        surprise: for each row of a warm start, how far the first belief was from the guess (RMS, normalised actions).
+        cold: for each row, whether it was decoded from noise because of that; empty where there was no gate.
         timing: seconds per stage (`encode`, `denoise`), measured by the policy.
     """
 
@@ -231,4 +239,7 @@ class Plan:
     t0: float = 0.0
     obs_time: float = 0.0
     nfe_rows: tuple[int, ...] = ()
+    confidence: Float[torch.Tensor, "batch chunk action"] | None = None
+    surprise: tuple[float, ...] = ()
+    cold: tuple[bool, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from kinoise.spec import KinoiseError
 
 if TYPE_CHECKING:
     from kinoise.policies import Policy
-    from kinoise.policies.base import DecodeConfig
+    from kinoise.policies.decode import DecodeConfig
 
 REFERENCE, AGAINST = "max_12", "against"
 

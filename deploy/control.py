@@ -23,8 +23,9 @@ from rich.table import Table
 from .. import envs
 from ..config import UsageError, check_seed, parse
 from ..files import output_directory, write_json
-from ..policies.base import DecodeChanges, Policy, check_execute
+from ..policies.base import Policy, check_execute
 from ..policies.checkpoint import identity, load_policy, resolve
+from ..policies.decode import DecodeChanges
 from ..provenance import origin
 from ..spec import KinoiseError
 from .controller import Controller

@@ -14,8 +14,8 @@ from rich.table import Column, Table
 
 from .. import envs
 from ..config import parse
-from ..policies.base import DecodeChanges
 from ..policies.checkpoint import load_policy, resolve
+from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
 from .rollout import SLOTS
 

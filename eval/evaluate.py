@@ -40,14 +40,16 @@ class Stopwatch:
         self.seconds: list[float] = []
         self.batch: list[int] = []
         self.nfe: list[int] = []
+        self.cold: list[bool] = []
         self.last: tuple[Observation, Sequence[torch.Generator]] | None = None
 
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator]) -> Plan:
+    def plan(self, obs: Observation, gen: Sequence[torch.Generator], *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
         begin = time.perf_counter()
-        plan = self._policy.plan(obs, gen=gen)
+        plan = self._policy.plan(obs, gen=gen, previous=previous, elapsed=elapsed)
         self.seconds.append(time.perf_counter() - begin)
         self.batch.append(obs.batch)
         self.nfe += plan.nfe_rows or (plan.nfe,) * obs.batch
+        self.cold += plan.cold
         self.last = obs, gen
         return plan
 
@@ -114,7 +116,7 @@ def evaluate(
         jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
         if films is not None:
             jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
-        rollout = Rollout(pool, jobs, execute=execute, slots=slots)
+        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=policy.config.decode.warm < 1)
         rollout.prepare()
         actor, outcomes = Stopwatch(policy), []
         started = time.perf_counter()
@@ -129,7 +131,7 @@ def evaluate(
         identity(policy, checkpoint, ema),
         {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk},
         outcomes,
-        Planning(actor.seconds, actor.batch, actor.nfe, alone),
+        Planning(actor.seconds, actor.batch, actor.nfe, alone, actor.cold),
         rollout_s=rollout_s,
         wall_s=time.perf_counter() - begin,
         rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},

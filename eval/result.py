@@ -38,12 +38,14 @@ class Planning:
         batch: rows of each.
         nfe: network evaluations that each row needed.
         seconds_batch1: of plans for a single observation, while the simulators waited.
+        cold: for each replan that could start from the plan before, whether the gate had it start from noise.
     """
 
     seconds: Sequence[float]
     batch: Sequence[int]
     nfe: Sequence[int]
     seconds_batch1: Sequence[float]
+    cold: Sequence[bool] = ()
 
     def to_json(self) -> dict[str, Any]:
         plans = len(self.seconds)
@@ -54,6 +56,7 @@ class Planning:
             "plan_batch": {"mean": sum(self.batch) / plans if plans else None, "max": max(self.batch, default=None)},
             "plans": plans,
             "plan_ms_batch1": percentiles(self.seconds_batch1, 1e3),
+            "cold_share": sum(self.cold) / len(self.cold) if self.cold else None,
         }
 
 

@@ -27,8 +27,11 @@ SLOTS = 20
 class Actor(Protocol):
     """What plans for a batch of observations; every Policy is one."""
 
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator]) -> Plan:
-        """A chunk of actions for each row; row i draws its randomness from `gen[i]` alone."""
+    def plan(self, obs: Observation, gen: Sequence[torch.Generator], *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
+        """A chunk of actions for each row; row i draws its randomness from `gen[i]` alone.
+
+        With `carry`, `previous` holds the plans of these rows before, of which `elapsed` actions were carried out.
+        """
         ...
 
 
@@ -47,15 +50,19 @@ class Rollout:
         workers: the processes; they may have served other rollouts, whose simulators are used again where they fit.
         jobs: the episodes, in the order in which each task's are to start.
         execute: actions of each plan that are carried out before the next.
+        carry: whether the actor is told each episode's plan before, from which it may start.
         slots: how many episodes are under way at once, at most.
     """
 
-    def __init__(self, workers: Workers, jobs: Sequence[Job], *, execute: int = 1, slots: int = SLOTS) -> None:
-        self._workers, self._execute = workers, execute
+    def __init__(
+        self, workers: Workers, jobs: Sequence[Job], *, execute: int = 1, slots: int = SLOTS, carry: bool = False
+    ) -> None:
+        self._workers, self._execute, self._carry = workers, execute, carry
         self._schedule = Schedule(jobs, slots)
         self._running: dict[int, Job] = {}
         self._asked: dict[int, list[int]] = {}
         self._generators: dict[int, torch.Generator] = {}
+        self._before: dict[int, Plan] = {}
 
     def prepare(self) -> None:
         """Builds the simulators that the first episodes need.
@@ -98,6 +105,7 @@ class Rollout:
     def _send(self, group: int, actions: dict[int, Float[np.ndarray, "execute action"]], start: dict[int, Job]) -> None:
         for slot, job in start.items():
             self._running[slot] = job
+            self._before.pop(slot, None)
             self._generators[slot] = generator(job)
         self._asked[group] = sorted({_worker(self._workers, slot) for slot in (*actions, *start)})
         for worker in self._asked[group]:
@@ -140,14 +148,48 @@ class Rollout:
         texts = tuple(dict.fromkeys(asked))
         text = torch.tensor([texts.index(item) for item in asked])
         slots = [slots[row] for row in order]
+        obs = Observation(values, texts, text)
+        if not self._carry:
+            return self._answer(actor, obs, slots, None)
+        again = [slot in self._before for slot in slots]
+        actions = {}
+        for known in (False, True):
+            rows = [row for row, item in enumerate(again) if item == known]
+            if rows:
+                own = [slots[row] for row in rows]
+                actions |= self._answer(
+                    actor, obs.rows(rows), own, joined([self._before[slot] for slot in own]) if known else None
+                )
+        return actions
+
+    def _answer(
+        self, actor: Actor, obs: Observation, slots: list[int], previous: Plan | None
+    ) -> dict[int, Float[np.ndarray, "execute action"]]:
+        """Each slot's next actions, by one plan for all of them."""
+        told = {} if previous is None else {"previous": previous, "elapsed": self._execute}
         with torch.no_grad():
-            plan = actor.plan(Observation(values, texts, text), [self._generators[slot] for slot in slots])
+            plan = actor.plan(obs, [self._generators[slot] for slot in slots], **told)
         if plan.actions.shape[0] != len(slots) or plan.actions.shape[1] < self._execute:
             raise KinoiseError(
                 f"expected plans for {len(slots)} observations of at least {self._execute} actions, came "
                 f"{tuple(plan.actions.shape)}. Choose execute= no larger than the policy's chunk."
             )
+        if self._carry:
+            self._before |= {slot: alone(plan, row) for row, slot in enumerate(slots)}
         return dict(zip(slots, plan.actions[:, : self._execute].numpy(), strict=True))
+
+
+def alone(plan: Plan, row: int) -> Plan:
+    """One row of a batch of plans, with what the next plan may want to know of it."""
+    sure = plan.confidence
+    return Plan(plan.actions[row : row + 1], plan.dt, plan.nfe, confidence=None if sure is None else sure[row : row + 1])
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """A batch of `alone` plans."""
+    sure = [item.confidence for item in plans if item.confidence is not None]
+    actions = torch.cat([item.actions for item in plans])
+    return Plan(actions, plans[0].dt, 0, confidence=torch.cat(sure) if len(sure) == len(plans) else None)
 
 
 def generator(job: Job) -> torch.Generator:

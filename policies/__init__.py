@@ -10,7 +10,8 @@ import torch
 
 from ..config import preset
 from ..spec import KinoiseError, Spec, Stats
-from .base import DecodeConfig, Policy, PolicyConfig
+from .base import Policy, PolicyConfig
+from .decode import DecodeConfig
 from .diffusion import DiffusionConfig, DiffusionPolicy
 from .discrete_vla import DiscreteVLAConfig, DiscreteVLAPolicy
 from .mode import ModeConfig, ModePolicy

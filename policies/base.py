@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,54 +15,8 @@ from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .core.process.base import Losses
 from .core.random import Gen
-from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
-from .core.sampler.reveal import CONFIDENCES, NOISES
-
-
-@dataclass
-class DecodeConfig:
-    """How a plan is decoded; a checkpoint carries its own, and every command can override it."""
-
-    sampler: str = field(default="ddim", metadata={"help": f"one of {', '.join(SAMPLERS)}"})
-    steps: int = field(default=5, metadata={"help": "grid intervals from noise to a plan"})
-    guidance: float = field(default=1.0, metadata={"help": "classifier-free guidance scale; 1 is none"})
-
-    def __post_init__(self) -> None:
-        if self.sampler not in self.samplers():
-            raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(self.samplers())}")
-        if self.steps < 1:
-            raise UsageError(f"decode.steps={self.steps}: at least 1 is needed")
-        if not 0 <= self.guidance < math.inf:
-            raise UsageError(f"decode.guidance={self.guidance}: expected a number of at least 0; 1 is none")
-
-    @classmethod
-    def samplers(cls) -> tuple[str, ...]:
-        """What `sampler` may name."""
-        return tuple(SAMPLERS)
-
-
-def _change(about: str) -> Any:
-    return field(default=None, metadata={"help": about})
-
-
-@dataclass
-class DecodeChanges:
-    """What a command may say about decoding; null keeps the checkpoint's own setting. "tokens": for masked ones only."""
-
-    sampler: str | None = _change(f"one of {', '.join(SAMPLERS)}; tokens: {', '.join(TOKEN_SAMPLERS)}")
-    steps: int | None = _change("grid intervals from noise to a plan; tokens: rounds")
-    guidance: float | None = _change("classifier-free guidance scale; 1 is none")
-    confidence: str | None = _change(f"tokens: what is committed first, one of {', '.join(CONFIDENCES)}")
-    temperature: float | None = _change("tokens: Gumbel noise in the first round, falling to 0")
-    noise: str | None = _change(f"tokens: what that noise is on, one of {', '.join(NOISES)}")
-    threshold: float | None = _change("tokens: mask again those less probable than this; 0 never")
-    residual: float | None = _change("tokens: mask again those whose probability fell by more; 1 never")
-    adaptive: float | None = _change("tokens: end the rounds when every confidence is above this; 1 never")
-    value: str | None = _change("tokens: what they stand for, centre or expectation")
-
-    def given(self) -> dict[str, Any]:
-        """Those that were set, as `load_policy` takes them."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+from .core.start import shift
+from .decode import DecodeConfig
 
 
 @dataclass
@@ -88,6 +41,40 @@ class PolicyConfig:
 def check_execute(execute: int, chunk: int) -> None:
     if not 1 <= execute <= chunk:
         raise UsageError(f"execute={execute}: expected between 1 and the plan's {chunk} actions")
+
+
+class Guess(NamedTuple):
+    """The plan before, as it looks from now on, in physical units.
+
+    Args:
+        actions: shifted by what was carried out; the last is repeated.
+        elapsed: how many were, hence how many at the end are repetitions.
+        confidence: that the plan before had in them, where it knew.
+    """
+
+    actions: Float[Tensor, "batch chunk action"]
+    elapsed: int
+    confidence: Float[Tensor, "batch chunk action"] | None
+
+
+def replaced(plan: Plan, rows: list[int], other: Plan) -> Plan:
+    """`plan`, with the plans of `other` in these rows, and what both cost."""
+    actions, confidence = plan.actions.clone(), None if plan.confidence is None else plan.confidence.clone()
+    actions[rows] = other.actions
+    if confidence is not None and other.confidence is not None:
+        confidence[rows] = other.confidence
+    each = list(plan.nfe_rows or (plan.nfe,) * len(actions))
+    for row, more in zip(rows, other.nfe_rows or (other.nfe,) * len(rows), strict=True):
+        each[row] += more
+    return replace(
+        plan,
+        actions=actions,
+        confidence=confidence,
+        nfe=plan.nfe + other.nfe,
+        nfe_rows=tuple(each),
+        cold=tuple(row in rows for row in range(len(actions))),
+        timing={key: seconds + other.timing.get(key, 0.0) for key, seconds in plan.timing.items()},
+    )
 
 
 class Policy(nn.Module, ABC):
@@ -119,16 +106,44 @@ class Policy(nn.Module, ABC):
         """The training loss of each window. All randomness comes from `gen`."""
 
     @abstractmethod
+    def decode(
+        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
+    ) -> Plan:
+        """A plan that begins with `pinned`, from noise or from `guess`; in the latter case with its `surprise`."""
+
+    @torch.inference_mode()
     def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
         """One plan per row of `obs`, on the CPU in physical units.
 
         With a sequence of generators, row i draws from `gen[i]` alone, so what else is in the batch doesn't change its noise.
 
         Args:
-            previous: the plans that are being carried out, a row each.
+            previous: the plans that are being carried out, a row each. With `decode.warm` below 1 decoding starts from them,
+                unless nothing of them is left.
             elapsed: actions of `previous` that were carried out by the time of `obs`.
             prefix: how many of those that follow are carried out whatever this plan says; they come back as its first ones.
+
+        Raises:
+            KinoiseError: a policy in training mode; a previous plan of another shape; a prefix that it, the chunk or this kind
+                of policy can't hold.
         """
+        if self.training:
+            raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
+        decode = self.config.decode
+        pinned = self.committed(obs, previous, elapsed, prefix)
+        guess = None
+        if previous is not None and decode.warm < 1 and elapsed < self.config.chunk:
+            self._check_previous(obs, previous)
+            confidence = None if previous.confidence is None else shift(previous.confidence, elapsed)
+            guess = Guess(shift(previous.actions, elapsed), elapsed, confidence)
+        plan = self.decode(obs, gen, pinned, guess)
+        if guess is None or decode.gate is None:
+            return plan
+        cold = [row for row, surprise in enumerate(plan.surprise) if surprise > decode.gate]
+        if not cold:
+            return replace(plan, cold=(False,) * obs.batch)
+        own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
+        return replaced(plan, cold, self.decode(obs.rows(cold), own, None if pinned is None else pinned[cold], None))
 
     def committed(
         self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int
@@ -145,16 +160,20 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"prefix={prefix} is longer than the policy's chunk of {self.config.chunk} actions")
         if previous is None:
             raise KinoiseError(f"prefix={prefix} pins actions of the previous plan: give previous=")
-        rows, length, dims = previous.actions.shape
-        if (rows, dims) != (obs.batch, self.spec.action_dim):
-            raise KinoiseError(
-                f"the previous plan holds {rows} rows of {dims} numbers; expected {obs.batch} of {self.spec.action_dim}"
-            )
+        self._check_previous(obs, previous)
+        length = previous.actions.shape[1]
         if elapsed + prefix > length:
             raise KinoiseError(
                 f"prefix={prefix} after elapsed={elapsed} needs {elapsed + prefix} actions; the previous plan has {length}"
             )
         return previous.actions[:, elapsed : elapsed + prefix]
+
+    def _check_previous(self, obs: Observation, previous: Plan) -> None:
+        rows, _, dims = previous.actions.shape
+        if (rows, dims) != (obs.batch, self.spec.action_dim):
+            raise KinoiseError(
+                f"the previous plan holds {rows} rows of {dims} numbers; expected {obs.batch} of {self.spec.action_dim}"
+            )
 
     def expert_use(self) -> dict[str, Any] | None:
         """Which experts serve which noise level, for a report; None where no noise level chooses any.

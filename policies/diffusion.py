@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
-from .base import Policy, PolicyConfig
+from .base import Guess, Policy, PolicyConfig
 from .core.codec import CODECS, Affine
 from .core.guidance import guided
 from .core.network import Denoiser, Level, NetworkConfig
@@ -25,6 +25,7 @@ from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.random import Gen, uniform
 from .core.sampler import SAMPLERS
+from .core.start import distance, remembering, warm_noise
 from .encoders import EncoderConfig, ObservationEncoder
 
 
@@ -71,29 +72,32 @@ class DiffusionPolicy(Policy):
         network = partial(self.network, gen=gen)
         return self.process.loss(network, clean, context, batch.valid.to(self.device), gen)
 
-    @torch.inference_mode()
-    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
-        """`decode.steps` intervals of `decode.sampler` from pure noise.
-
-        Raises KinoiseError when it isn't in eval mode, and for a prefix, which only masked tokens can pin.
-        """
-        if self.training:
-            raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
-        if prefix:
-            raise KinoiseError(f"prefix={prefix}: the policy '{self.config.name}' can't pin actions; discrete_vla can")
+    def decode(
+        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
+    ) -> Plan:
+        """`decode.steps` intervals of `decode.sampler` from noise, or `decode.warm_steps` from the guess's level."""
+        if pinned is not None:
+            raise KinoiseError(f"prefix={pinned.shape[1]}: the policy '{self.config.name}' can't pin actions; discrete_vla can")
         decode = self.config.decode
         started = time.perf_counter()
         asked: list[Tensor] = []
         denoise = self._denoise(obs, asked)
         encoded = time.perf_counter()
         shape = (obs.batch, self.config.chunk, self.spec.action_dim)
-        x = self.process.prior(shape, gen, self.device)
-        x = SAMPLERS[decode.sampler](self.process, denoise, x, self.process.grid(decode.steps), gen)
-        actions = self.codec.decode(x).float().cpu()
+        sampler, first, clean = SAMPLERS[decode.sampler], [], None
+        if guess is None:
+            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(decode.steps)
+        else:
+            clean = self.codec.encode(guess.actions.to(self.device))
+            x = warm_noise(self.process, clean, decode.warm, gen, decode.renoise)
+            grid, denoise = self.process.grid(decode.replan_steps, decode.warm), remembering(denoise, first)
+        actions = self.codec.decode(sampler(self.process, denoise, x, grid, gen)).float().cpu()
+        surprise = () if clean is None or guess is None else distance(first[0], clean, guess.elapsed)
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
             nfe=len(asked),
+            surprise=surprise,
             timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
         )
 

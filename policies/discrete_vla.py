@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
-from .base import DecodeConfig, Policy, PolicyConfig
+from .base import Guess, Policy, PolicyConfig
 from .core.bins import Bins, BinsConfig
 from .core.guidance import guided
 from .core.network import NetworkConfig, Prefix, TokenDenoiser
@@ -24,6 +24,8 @@ from .core.process.base import Belief, Denoise, Losses, Prediction
 from .core.process.masked import Masked, MaskedConfig
 from .core.random import Gen, uniform
 from .core.sampler import TOKEN_SAMPLERS, Reveal
+from .core.start import distance, warm_tokens
+from .decode import DecodeConfig
 from .encoders.prefix import PrefixConfig, PrefixEncoder
 from .encoders.vlm import VlmBackbone, VlmConfig
 
@@ -142,36 +144,55 @@ class DiscreteVLAPolicy(Policy):
         losses = self.process.loss(self._network(gen), clean, prefix, valid, gen)
         return Losses(losses.per_sample, losses.auxiliary, {"clipped": self.bins.outside(actions)})
 
-    @torch.inference_mode()
-    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
-        """`decode.steps` rounds from masked tokens; fewer where a prefix is pinned or `decode.adaptive` is met.
+    def decode(
+        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
+    ) -> Plan:
+        """`decode.steps` rounds from masked tokens; fewer where actions are pinned or `decode.adaptive` is met.
 
-        Raises KinoiseError when it isn't in eval mode, and for a prefix that the previous plan or the chunk can't hold.
+        From a guess, `decode.warm_steps` rounds with its tail and its least sure tokens masked.
         """
-        if self.training:
-            raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
         decode = self.config.decode
-        pinned = self.committed(obs, previous, elapsed, prefix)
         started = time.perf_counter()
         rounds: list[Round] = []
         denoise = self._denoise(obs, rounds)
         encoded = time.perf_counter()
-        x = self.process.prior((obs.batch, self.config.chunk, self.spec.action_dim), gen, self.device)
+        shape = (obs.batch, self.config.chunk, self.spec.action_dim)
+        if guess is None:
+            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(decode.steps)
+        else:
+            x = self._warm(guess)
+            grid = self.process.grid(decode.replan_steps, decode.warm)
         if pinned is not None:
-            x[:, :prefix] = self.bins.encode(pinned.to(self.device))
-        grid = self.process.grid(decode.steps)
+            x[:, : pinned.shape[1]] = self.bins.encode(pinned.to(self.device))
+        known = x != self.process.mask
         x = TOKEN_SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen, decode.reveal)
-        actions = self._values(x, rounds).float().cpu()
+        actions, confidence = (item.cpu() for item in self._read(x, known, rounds, guess))
         if pinned is not None:
-            actions[:, :prefix] = pinned
+            actions[:, : pinned.shape[1]] = pinned
         each = self._evaluations(rounds, obs.batch)
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
             nfe=len(rounds) * self._calls,
             nfe_rows=tuple(count * self._calls for count in each),
+            confidence=confidence,
+            surprise=() if guess is None else self._surprise(guess, rounds),
             timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
         )
+
+    def _warm(self, guess: Guess) -> Int[Tensor, "batch chunk action"]:
+        confidence = None if guess.confidence is None else guess.confidence.to(self.device)
+        tokens = self.bins.encode(guess.actions.to(self.device))
+        return warm_tokens(self.process, tokens, self.config.decode.warm, guess.elapsed, confidence)
+
+    def _surprise(self, guess: Guess, rounds: list[Round]) -> tuple[float, ...]:
+        """In units of half a dimension's range, as a continuous policy's; visible tokens are as they were guessed."""
+        if not rounds:
+            return (0.0,) * len(guess.actions)
+        first, actions = rounds[0], guess.actions.to(self.device)
+        believed = self.bins.expect(first.belief, first.belief.argmax(-1)).where(first.masked, actions)
+        scale = 2 / (self.bins.ends[:, 1] - self.bins.ends[:, 0])
+        return distance(believed * scale, actions * scale, guess.elapsed)
 
     def _denoise(self, obs: Observation, rounds: list[Round]) -> Denoise:
         """The bound prediction, which adds what it saw and said to `rounds`."""
@@ -202,14 +223,26 @@ class DiscreteVLAPolicy(Policy):
         """Network evaluations in a round."""
         return 1 if self.config.decode.guidance in (0, 1) else 2
 
-    def _values(self, x: Int[Tensor, "batch chunk action"], rounds: list[Round]) -> Tensor:
-        """Tokens in physical units: expectations are those of the round in which a token was committed for good."""
-        if self.config.decode.value == "centre" or not rounds:
-            return self.bins.decode(x)
+    def _read(
+        self, x: Int[Tensor, "batch chunk action"], known: Tensor, rounds: list[Round], guess: Guess | None
+    ) -> tuple[Float[Tensor, "batch chunk action"], Float[Tensor, "batch chunk action"]]:
+        """Tokens in physical units, and how probable each was, by the belief of the round that committed it for good.
+
+        Tokens that were known from the start are what they were, with the confidence that they had.
+        """
+        actions, confidence = self.bins.decode(x), torch.ones(x.shape, device=x.device)
+        if guess is not None:
+            actions = torch.where(known, guess.actions.to(x.device), actions)
+            if guess.confidence is not None:
+                confidence = torch.where(known, guess.confidence.to(x.device), confidence)
+        if not rounds:
+            return actions, confidence
         belief = rounds[0].belief
         for item in rounds[1:]:
             belief = torch.where(item.masked[..., None], item.belief, belief)
-        return self.bins.expect(belief, x)
+        sure = belief.gather(-1, x[..., None])[..., 0].exp()
+        meant = self.bins.decode(x) if self.config.decode.value == "centre" else self.bins.expect(belief, x)
+        return torch.where(known, actions, meant), torch.where(known, confidence, sure)
 
     def _evaluations(self, rounds: list[Round], rows: int) -> list[int]:
         """Rounds that each row took part in: those in which some of its tokens were masked."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .base import DecodeConfig
 from .core.network import NetworkConfig
 from .core.process import ProcessConfig
+from .decode import DecodeConfig
 from .diffusion import DiffusionConfig, DiffusionPolicy
 
 

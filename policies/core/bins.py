@@ -104,21 +104,23 @@ class Bins(nn.Module):
         """Tokens of the largest vocabulary."""
         return self.centres.shape[1]
 
-    def encode(self, actions: Float[Tensor, "*rows d"]) -> Int[Tensor, "*rows d"]:
+    def encode(self, actions: Float[Tensor, "batch *rows d"]) -> Int[Tensor, "batch *rows d"]:
         """The token of each number; what lies outside the bins goes to the nearest (`outside` counts it)."""
         columns = actions.float().flatten(0, -2).T.contiguous()
         return torch.searchsorted(self.inner, columns, right=True).T.reshape(actions.shape)
 
-    def outside(self, actions: Float[Tensor, "*rows d"]) -> Float[Tensor, ""]:
+    def outside(self, actions: Float[Tensor, "batch *rows d"]) -> Float[Tensor, ""]:
         """The share of the numbers that lie outside their bins and are clipped by `encode`."""
         spare = 1e-6 * (self.ends[:, 1] - self.ends[:, 0])
         return ((actions < self.ends[:, 0] - spare) | (actions > self.ends[:, 1] + spare)).float().mean()
 
-    def decode(self, tokens: Int[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    def decode(self, tokens: Int[Tensor, "batch *rows d"]) -> Float[Tensor, "batch *rows d"]:
         """What the tokens stand for: the middle of a bin, one of the gripper's two commands, a constant."""
         return self.centres.gather(1, tokens.flatten(0, -2).T).T.reshape(tokens.shape)
 
-    def expect(self, log_p: Float[Tensor, "*rows d size"], tokens: Int[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+    def expect(
+        self, log_p: Float[Tensor, "batch *rows d size"], tokens: Int[Tensor, "batch *rows d"]
+    ) -> Float[Tensor, "batch *rows d"]:
         """The mean of what the tokens stand for; where there are two or fewer, between which nothing lies, as `decode`."""
         mean = (log_p.exp() * self.centres).sum(-1)
         few = torch.tensor([size <= 2 for size in self.sizes], device=mean.device)

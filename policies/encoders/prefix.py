@@ -16,7 +16,7 @@ from ..core.random import Gen
 from .observation import check_observation
 from .patches import PATCHES, PatchEncoder
 from .state import StateEncoder
-from .words import Words
+from .words import LONGEST, Words
 
 
 @dataclass
@@ -33,8 +33,8 @@ class PrefixConfig:
             raise KinoiseError(f"encoder.state={self.state}: expected one of {', '.join(CODECS)}")
         if self.patch not in PATCHES:
             raise KinoiseError(f"encoder.patch={self.patch}: expected one of {', '.join(map(str, PATCHES))}")
-        if self.shift < 0 or self.words < 1:
-            raise KinoiseError(f"encoder.shift={self.shift}, words={self.words}: expected at least 0, and at least 1")
+        if self.shift < 0 or not 1 <= self.words <= LONGEST:
+            raise KinoiseError(f"encoder.shift={self.shift}, words={self.words}: expected at least 0, and from 1 to {LONGEST}")
 
 
 class PrefixEncoder(nn.Module):

@@ -12,6 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 from ...spec import KinoiseError
 from .language import EMBEDDING, sentence_encoder
 
+LONGEST = 253
+"""Tokens of an instruction that the sentence encoder is sure to have seen whole; it cuts off what comes after 254."""
+
 
 class Words(nn.Module):
     """Instructions as sequences of tokens of the policy's width; a single `null` token stands for a dropped instruction.

@@ -361,7 +361,7 @@ class StubPolicy(Policy):
     def loss(self, batch, gen):
         raise NotImplementedError
 
-    def plan(self, obs: Observation, gen: torch.Generator) -> Plan:
+    def decode(self, obs: Observation, gen: torch.Generator, pinned: None, guess: None) -> Plan:
         self.seen = obs
         return Plan(torch.randn(1, CHUNK, 3, generator=gen), dt=1 / 80, nfe=1)
 
@@ -379,7 +379,7 @@ def test_a_policy_is_asked_in_its_own_terms(language):
         )
         for step in (1, 2)
     )
-    policy = StubPolicy(language)
+    policy = StubPolicy(language).eval()
     plan = PolicyPlanner(policy, seed=3)(Request(0, 0.0, readings))
     assert list(policy.seen.values) == ["state", "image.front"]
     assert policy.seen.values["state"].tolist() == [[[1, -1], [2, -2]]]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from kinoise.policies import build_policy
-from kinoise.policies.base import DecodeChanges
 from kinoise.policies.checkpoint import load_policy, save_policy
+from kinoise.policies.decode import DecodeChanges
 from kinoise.policies.discrete_vla import DiscreteVLAConfig, DiscreteVLAPolicy
 from kinoise.policies.encoders import words
 from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan, Spec, Stats

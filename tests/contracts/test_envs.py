@@ -215,7 +215,31 @@ def test_other_names_for_a_task():
     assert tasks("metaworld/push-v3") == tasks("push-v3") == tasks("push") == tasks(ONE) == (ONE,)
 
 
-def test_a_suite_is_no_environment():
+def test_several_tasks_are_named_with_commas_in_the_order_given():
+    assert tasks("metaworld/reach,push-v3") == ("metaworld/reach", ONE)
+    assert tasks("metaworld/mt10,assembly") == (*MT10, "metaworld/assembly")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("metaworld/push,reach,push", "named twice"),
+        ("metaworld/push,push-v3", "named twice"),
+        ("metaworld/mt10,push", "named twice"),
+        ("metaworld/reach,psuh", "metaworld/push"),
+        ("metaworld/push,", "unknown env"),
+        ("push,reach", "unknown env"),
+        ("metaworld/push,metaworld/reach", "unknown env"),
+    ],
+)
+def test_a_list_of_tasks_names_each_once_and_only_tasks(name, said):
+    with pytest.raises(KinoiseError, match=said):
+        tasks(name)
+
+
+def test_a_suite_and_a_list_are_no_environment():
+    with pytest.raises(KinoiseError, match="unknown env"):
+        make("metaworld/push,reach")
     with pytest.raises(KinoiseError, match="suite"):
         make("metaworld/mt10")
 
@@ -238,11 +262,25 @@ def test_images_are_as_the_spec_says():
     env = pictured()
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
-    assert list(observation) == ["state", "image.topview", "image.corner", "image.corner2", "image.corner4"]
+    assert list(observation) == ["state", "proprio", "image.topview", "image.corner", "image.corner2", "image.corner4"]
+    assert list(env.spec.observations) == list(observation)
     assert observation["image.corner"].shape == (48, 48, 3)
     frame = env.render()
     assert frame.shape == (ours.VIEW_SIZE, ours.VIEW_SIZE, 3)
     assert frame.dtype == np.uint8
+
+
+def test_with_cameras_there_is_what_a_robot_knows_without_looking(env):
+    """Hand and gripper, as the state has them; without cameras there is nothing to leave out."""
+    seeing = pictured()
+    seeing.reset(seed=0)
+    observation = seeing.step(np.float32([1, -1, 1, 1]))[0]
+    np.testing.assert_array_equal(observation["proprio"], observation["state"][:4])
+    assert not np.shares_memory(observation["proprio"], observation["state"])
+    feature, state = seeing.spec.observations["proprio"], seeing.spec.observations["state"]
+    assert (feature.shape, feature.names, feature.unit) == ((4,), state.names[:4], state.unit[:4])
+    assert "proprio" not in env.spec.observations
+    assert "proprio" not in env.reset(seed=0)[0]
 
 
 @pytest.mark.parametrize("camera", ["corner", "corner2", "corner4"])

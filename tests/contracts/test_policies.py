@@ -11,7 +11,7 @@ import torch
 from kinoise.policies import POLICIES, build_policy, choices
 from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy, save_policy
-from kinoise.spec import Batch, Feature, KinoiseError, Observation, Spec, Stats
+from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan, Spec, Stats
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -234,3 +234,55 @@ def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
     policy = small("mode")
     with pytest.raises(KinoiseError, match="training mode"):
         policy.plan(observation(policy), generators(3))
+
+
+def replan(policy: Policy, seed: int = 0, **decode: object) -> tuple[Plan, Plan]:
+    """A plan, and the one that follows two actions later."""
+    changed, obs = load_changed(policy, **decode), observation(policy, seed=seed)
+    previous = changed.plan(obs, generators(3))
+    return previous, changed.plan(obs, generators(3), previous=previous, elapsed=2)
+
+
+@pytest.mark.parametrize("name", choices())
+def test_a_replan_starts_from_the_plan_before_and_costs_less(name: str) -> None:
+    policy = small(name, decode={"steps": 4})
+    train(policy)
+    previous, cold = replan(policy)
+    assert not cold.surprise
+    assert cold.nfe == previous.nfe
+    previous, warm = replan(policy, warm=0.5)
+    assert 0 < warm.nfe < previous.nfe
+    assert len(warm.surprise) == 3
+    assert warm.actions.isfinite().all()
+    used_up = load_changed(policy, warm=0.5).plan(observation(policy), generators(3), previous=previous, elapsed=4)
+    assert torch.equal(used_up.actions, previous.actions)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_gate_decodes_what_surprises_from_noise(name: str) -> None:
+    policy = small(name, decode={"steps": 4})
+    train(policy)
+    previous, open_gate = replan(policy, warm=0.5, gate=1e9)
+    assert open_gate.cold == (False,) * 3
+    _, shut = replan(policy, warm=0.5, gate=0.0)
+    assert shut.cold == tuple(surprise > 0 for surprise in shut.surprise)
+    assert any(shut.cold)
+    assert all(each > 2 for each, cold in zip(shut.nfe_rows, shut.cold, strict=True) if cold)
+    middle = sorted(open_gate.surprise)[1]
+    _, some = replan(policy, warm=0.5, gate=middle)
+    assert some.cold == tuple(surprise > middle for surprise in some.surprise)
+    kept = [row for row in range(3) if not some.cold[row]]
+    torch.testing.assert_close(some.actions[kept], open_gate.actions[kept])
+    assert previous.actions.shape == some.actions.shape
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_previous_plan_of_another_shape_is_refused(name: str) -> None:
+    policy = load_changed(small(name), warm=0.5)
+    obs = observation(policy)
+    previous = policy.plan(obs, generators(3))
+    with pytest.raises(KinoiseError, match="holds 2 rows of 3 numbers; expected 3 of 3"):
+        policy.plan(obs, generators(3), previous=replace(previous, actions=previous.actions[:2]), elapsed=1)
+    for wrong in ({"warm": 0.0}, {"warm_steps": 0}, {"gate": -1.0}):
+        with pytest.raises(KinoiseError, match="decode"):
+            load_changed(policy, **wrong)

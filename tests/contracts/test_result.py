@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Walker(Policy):
     def loss(self, batch: Batch, gen: Gen) -> Losses:
         raise NotImplementedError
 
-    def plan(self, obs: Observation, gen: Gen) -> Plan:
+    def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
         gap = (obs.values["state"][:, -1, 1] - obs.values["state"][:, -1, 0])[:, None, None]
         step = self.share * (gap / 4).expand(-1, 8, 1) + 0.005 * normal((obs.batch, 8, 1), gen)
         return Plan(step.clamp(-0.1, 0.1), 1 / 40, 3)
@@ -65,7 +65,7 @@ def _line_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"episodes": 4, "seed": 7, "workers": 2, "slots": 6, "make": make, "progress": False}
-    policy = changes.pop("policy", None) or Walker()
+    policy = (changes.pop("policy", None) or Walker()).eval()
     return evaluate(policy, changes.pop("env", "line/all"), **{**arguments, **changes})
 
 
@@ -88,7 +88,7 @@ def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
     }  # fmt: skip
     assert result["policy"].keys() == {"name", "checkpoint", "sha256", "parameters"}
     assert (result["policy"]["name"], result["policy"]["parameters"]) == ("walker", 1)
-    assert result["decode"] | {"guidance": 0} == {"sampler": "ddim", "steps": 3, "guidance": 0, "execute": 4, "chunk": 8}
+    assert result["decode"] == {**asdict(DecodeConfig(steps=3)), "execute": 4, "chunk": 8}
     assert result["decode_cost"]["nfe_per_plan"] == 3
     for times in (result["decode_cost"]["plan_ms"], result["decode_cost"]["plan_ms_batch1"]):
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
@@ -239,9 +239,9 @@ def test_unfit_arguments_are_refused(change: dict[str, Any], text: str):
 
 def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
     class Terminated(Walker):
-        def plan(self, obs: Observation, gen: Gen) -> Plan:
+        def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
             os.kill(os.getpid(), signal.SIGTERM)
-            return super().plan(obs, gen)
+            return super().decode(obs, gen, pinned, guess)
 
     before, children = signal.getsignal(signal.SIGTERM), multiprocessing.active_children()
     with pytest.raises(SystemExit) as leaving, termination():
@@ -254,7 +254,7 @@ def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
 
 def test_where_nothing_can_be_written_nothing_is_played(tmp_path: Path):
     class Never(Walker):
-        def plan(self, obs: Observation, gen: Gen) -> Plan:
+        def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
             raise AssertionError("an episode was begun")
 
     (tmp_path / "file").touch()

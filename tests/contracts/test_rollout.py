@@ -276,3 +276,32 @@ def test_a_scripted_policy_solves_metaworld_through_batched_plans(metaworld: Wor
     outcomes = list(Rollout(metaworld, jobs, execute=1).run(Scripted()))
     env.close()
     assert [(item.success, item.error) for item in outcomes] == [(True, None)] * 2
+
+
+class Carrier(Walker):
+    """Checks that each episode's plan before comes back to it, and to it alone; episodes are known by their generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: dict[int, torch.Tensor] = {}
+        self.first = self.again = 0
+
+    def plan(self, obs, gen, *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
+        assert elapsed == (0 if previous is None else 4)
+        for row, own in enumerate(gen):
+            if previous is None:
+                assert own.initial_seed() not in self.before
+            else:
+                assert torch.equal(previous.actions[row], self.before[own.initial_seed()])
+        self.first += len(gen) * (previous is None)
+        self.again += len(gen) * (previous is not None)
+        plan = super().plan(obs, gen)
+        self.before |= {own.initial_seed(): plan.actions[row] for row, own in enumerate(gen)}
+        return plan
+
+
+def test_every_episode_carries_its_own_plan(pool: Workers):
+    jobs, carrier = line_jobs("go", "other"), Carrier()
+    assert all(item.success for item in Rollout(pool, jobs, execute=4, slots=3, carry=True).run(carrier))
+    assert carrier.first == len(jobs)
+    assert carrier.again > len(jobs)

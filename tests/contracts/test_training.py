@@ -46,7 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(name: str) -> PolicyConfig:
     config = OmegaConf.structured(MEMBERS[name])
     network = {key: value for key, value in SMALL.items() if "network" in config and key in config.network}
-    return OmegaConf.to_object(OmegaConf.merge(config, {"network": network} if network else {}))  # type: ignore[return-value]
+    bins = {"bins": {"count": 64}} if "bins" in config else {}
+    return OmegaConf.to_object(OmegaConf.merge(config, {"network": network} if network else {}, bins))  # type: ignore[return-value]
 
 
 def fresh(name: str, data: Path) -> Policy:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from kinoise.config import UsageError
-from kinoise.policies.encoders.vlm import ABSENT, VlmBackbone, VlmConfig
+from kinoise.policies.core.network.tokens import NOTHING
+from kinoise.policies.encoders.vlm import VlmBackbone, VlmConfig
 from kinoise.spec import KinoiseError, Observation, Spec
 from tiny_vlm import BUILD, CHUNK, HISTORY, SIZES, SPEC, STATS, TEXTS, observe, write_model
 
@@ -101,7 +102,7 @@ def test_two_passes_equal_one_over_the_whole_sequence(path, build):
     assert found.shape == (3, CHUNK, 3, max(SIZES))
     for dim, (offset, size) in enumerate(zip(offsets, SIZES, strict=True)):
         close(found[:, :, dim, :size], expected[:, :, dim, offset : offset + size])
-        assert (found[:, :, dim, size:] == ABSENT).all()
+        assert (found[:, :, dim, size:] == NOTHING).all()
 
 
 def test_a_prefix_serves_all_rounds_unchanged(path, build):
@@ -209,7 +210,7 @@ def test_bf16_stays_near_fp32_and_plans_between_updates(path, build):
     assert all(item.dtype == torch.bfloat16 for item in frozen)
     with torch.inference_mode():
         found = rough(some_tokens(), rough.prefix(observe(), None)).value
-    own = exact > ABSENT
+    own = exact > NOTHING
     assert found.dtype == torch.float32
     assert (found - exact)[own].abs().mean() < 0.05 * exact[own].std()
     rough(some_tokens(), rough.prefix(observe(), None)).value.clamp(min=-50).sum().backward()

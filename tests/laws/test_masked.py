@@ -27,7 +27,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def process_of(schedule: str = "cosine", sizes: tuple[int, ...] = SIZES, **config: object) -> Masked:
-    return Masked(MaskedConfig(schedule=schedule, **config), sizes)
+    return Masked(MaskedConfig(schedule=schedule, **{"full": 0.0, "smooth": 0.0, **config}), sizes)
 
 
 def clean_tokens(rows: int = 6, seed: int = 0) -> torch.Tensor:
@@ -200,6 +200,24 @@ def test_the_bound_s_weight_is_one_over_t_and_never_more_than_the_tokens():
     torch.testing.assert_close(weight, (1 / t).clamp(max=TOKENS).float())
 
 
+@pytest.mark.parametrize("full", [0.0, 0.25, 0.9])
+def test_so_many_samples_are_trained_with_everything_hidden_and_the_others_at_uniform_times(full):
+    process, seen = process_of("linear", full=full), []
+
+    def noted(x, noise, ctx):
+        seen.append(noise)
+        return Prediction(torch.zeros(*x.shape, max(SIZES)))
+
+    rows = 20_000
+    clean, valid = torch.zeros(rows, 1, 3, dtype=torch.int64), torch.ones(rows, 1, dtype=torch.bool)
+    process.loss(noted, clean, None, valid, generator())
+    t = seen[0]
+    assert float((t == 1).double().mean()) == pytest.approx(full, abs=0.01)
+    assert t.min() > 0
+    rest = t[t < 1].sort().values
+    torch.testing.assert_close(rest, torch.linspace(0, 1, len(rest), dtype=torch.float64), rtol=0, atol=0.04)
+
+
 @pytest.mark.parametrize("smooth", [0.05, 1.0, 3.0])
 def test_smooth_targets_are_distributions_within_each_vocabulary(smooth):
     tables = process_of(smooth=smooth)._targets
@@ -273,7 +291,15 @@ def test_the_surest_of_the_masked_are_committed_and_ties_go_to_the_first():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "sine"}, {"weight": "all"}, {"smooth": -0.1}, {"smooth": math.inf}, {"smooth": math.nan}],
+    [
+        {"schedule": "sine"},
+        {"weight": "all"},
+        {"smooth": -0.1},
+        {"smooth": math.inf},
+        {"smooth": math.nan},
+        {"full": -0.1},
+        {"full": 1.0},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(KinoiseError, match=f"process.{next(iter(wrong))}"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kinoise.data import Episode, EpisodeStore, open_store, stats, write_store
 from kinoise.data.stats import statistics
-from kinoise.spec import Feature, KinoiseError, Spec
+from kinoise.spec import Feature, KinoiseError, Spec, Stats
 
 
 def stored(folder: Path, state: np.ndarray, image: np.ndarray | None = None, parts: int = 3) -> EpisodeStore:
@@ -45,6 +46,29 @@ def test_statistics_are_numpys(block, tmp_path, monkeypatch):
         np.testing.assert_array_equal(found[key].max, exact.max(0))
         np.testing.assert_allclose(found[key].q01, np.quantile(exact, 0.01, axis=0), rtol=1e-6)
         np.testing.assert_allclose(found[key].q99, np.quantile(exact, 0.99, axis=0), rtol=1e-6)
+
+
+def test_quantiles_of_actions_are_numpys_and_other_features_have_none(tmp_path):
+    rng = np.random.default_rng(0)
+    state = np.concatenate([rng.normal(size=(150, 2)), np.ones((61, 2))]).astype(np.float32)
+    store = stored(tmp_path, state, rng.integers(0, 256, (211, 3, 2, 3), np.uint8))
+    found = statistics(store)
+    assert found["state"].quantiles == found["image.top"].quantiles == ()
+    (quantiles,) = found["action"].quantiles
+    exact = np.quantile(state[:, 0].astype(np.float64), np.linspace(0, 1, stats.QUANTILES))
+    np.testing.assert_allclose(quantiles, exact, rtol=1e-5, atol=1e-6)
+    assert all(np.diff(quantiles) >= 0)
+    assert (quantiles[0],) == found["action"].min
+    assert (quantiles[-1],) == found["action"].max
+    assert quantiles[stats.QUANTILES // 2] == pytest.approx(float(np.median(state[:, 0])), abs=1e-6)
+    assert store.stats() == found, "they are stored"
+    assert Stats.from_json(json.loads(json.dumps(found["action"].to_json()))) == found["action"]
+
+
+def test_statistics_of_an_older_kinoise_have_no_quantiles():
+    value = Stats((0.0,), (1.0,), (-1.0,), (1.0,), (-1.0,), (1.0,), 9).to_json()
+    del value["quantiles"]
+    assert Stats.from_json(value).quantiles == ()
 
 
 def test_deviation_survives_a_large_offset(tmp_path):

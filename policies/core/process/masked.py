@@ -62,6 +62,10 @@ class MaskedConfig:
                 raise KinoiseError(f"process.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
         if not 0 <= self.smooth < math.inf:
             raise KinoiseError(f"process.smooth={self.smooth}: expected at least 0")
+        if self.weight == "bound" and (self.full or self.smooth):
+            raise KinoiseError(
+                "process.weight=bound is the likelihood's bound with process.full=0 and process.smooth=0 only: set both"
+            )
         if not 0 <= self.full < 1:
             raise KinoiseError(f"process.full={self.full}: expected at least 0 and below 1")
 

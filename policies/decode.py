@@ -1,0 +1,78 @@
+"""How a plan is decoded: what a checkpoint carries, and what a command may say about it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import UsageError
+from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
+from .core.sampler.reveal import CONFIDENCES, NOISES
+
+
+@dataclass
+class DecodeConfig:
+    """How a plan is decoded; a checkpoint carries its own, and every command can override it."""
+
+    sampler: str = field(default="ddim", metadata={"help": f"one of {', '.join(SAMPLERS)}"})
+    steps: int = field(default=5, metadata={"help": "grid intervals from noise to a plan"})
+    guidance: float = field(default=1.0, metadata={"help": "classifier-free guidance scale; 1 is none"})
+    warm: float = field(default=1.0, metadata={"help": "level from which a replan refines the plan before; 1 is noise"})
+    warm_steps: int | None = field(default=None, metadata={"help": "its grid intervals; null: warm's share of steps"})
+    renoise: bool = field(default=True, metadata={"help": "add that level's noise to the plan before"})
+    gate: float | None = field(
+        default=None, metadata={"help": "start from noise after all when the first belief is further from it, normalised RMS"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.sampler not in self.samplers():
+            raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(self.samplers())}")
+        if self.steps < 1:
+            raise UsageError(f"decode.steps={self.steps}: at least 1 is needed")
+        if not 0 <= self.guidance < math.inf:
+            raise UsageError(f"decode.guidance={self.guidance}: expected a number of at least 0; 1 is none")
+        if not 0 < self.warm <= 1:
+            raise UsageError(f"decode.warm={self.warm}: expected a level above 0, and at most 1, which starts from noise")
+        if self.warm_steps is not None and self.warm_steps < 1:
+            raise UsageError(f"decode.warm_steps={self.warm_steps}: at least 1 is needed, or null")
+        if self.gate is not None and not self.gate >= 0:
+            raise UsageError(f"decode.gate={self.gate}: expected at least 0, or null for no gate")
+
+    @property
+    def replan_steps(self) -> int:
+        """Grid intervals of a warm start."""
+        return self.warm_steps or max(1, round(self.warm * self.steps))
+
+    @classmethod
+    def samplers(cls) -> tuple[str, ...]:
+        """What `sampler` may name."""
+        return tuple(SAMPLERS)
+
+
+def _change(about: str) -> Any:
+    return field(default=None, metadata={"help": about})
+
+
+@dataclass
+class DecodeChanges:
+    """What a command may say about decoding; null keeps the checkpoint's own setting. "tokens": for masked ones only."""
+
+    sampler: str | None = _change(f"one of {', '.join(SAMPLERS)}; tokens: {', '.join(TOKEN_SAMPLERS)}")
+    steps: int | None = _change("grid intervals from noise to a plan; tokens: rounds")
+    guidance: float | None = _change("classifier-free guidance scale; 1 is none")
+    warm: float | None = _change("level from which a replan refines the plan before; 1 is noise")
+    warm_steps: int | None = _change("its grid intervals")
+    renoise: bool | None = _change("add that level's noise to the plan before")
+    gate: float | None = _change("start from noise after all when the first belief is further from the plan before")
+    confidence: str | None = _change(f"tokens: what is committed first, one of {', '.join(CONFIDENCES)}")
+    temperature: float | None = _change("tokens: Gumbel noise in the first round, falling to 0")
+    noise: str | None = _change(f"tokens: what that noise is on, one of {', '.join(NOISES)}")
+    threshold: float | None = _change("tokens: mask again those less probable than this; 0 never")
+    residual: float | None = _change("tokens: mask again those whose probability fell by more; 1 never")
+    adaptive: float | None = _change("tokens: end the rounds when every confidence is above this; 1 never")
+    value: str | None = _change("tokens: what they stand for, centre or expectation")
+
+    def given(self) -> dict[str, Any]:
+        """Those that were set, as `load_policy` takes them."""
+        return {key: value for key, value in vars(self).items() if value is not None}
