@@ -50,7 +50,8 @@ def parse(
     """
     groups = dict(groups or {})
     if any(item in ("--help", "-h") for item in argv):
-        print(_help(command, schema, positional, groups, dict(defaults or {}), about, dict(choices or {})))
+        chosen = {key: value for key, _, value in (item.partition("=") for item in argv) if value in groups.get(key, ())}
+        print(_help(command, schema, positional, groups, dict(defaults or {}), chosen, about, dict(choices or {})))
         raise SystemExit(0)
     return _compose(command, schema, _overrides(command, schema, argv, positional, groups), groups, dict(defaults or {}))
 
@@ -181,16 +182,26 @@ def preset(path: Path, members: Mapping[str, Any]) -> Any:
         raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _help(command: str, schema: type, positional: str | None, groups: dict, defaults: dict, about: str, choices: dict) -> str:
+def _help(
+    command: str,
+    schema: type,
+    positional: str | None,
+    groups: dict,
+    defaults: dict,
+    chosen: dict,
+    about: str,
+    choices: dict,
+) -> str:
     usage = f"kinoise {command} {positional.upper() + ' ' if positional else ''}[key=value ...]"
     lines = [f"usage: {usage}", "", about.strip(), "", "settings (default):"]
     lines += _describe(schema, "", choices, groups)
     for name, members in groups.items():
         lines += ["", f"{name}= one of (default {defaults.get(name)}), or a YAML file with `base:`:"]
         lines += [f"  {member}" for member in members]
-        node = members.get(defaults.get(name))
-        if is_dataclass(node):
-            lines += ["", f"{name}.* of {defaults[name]} (default):", *_describe(node, f"{name}.", {}, {})]
+        shown = chosen.get(name, defaults.get(name))
+        if is_dataclass(members.get(shown)):
+            lines += ["", f"{name}.* of {shown} (default), --help with {name}=... for others:"]
+            lines += _describe(members[shown], f"{name}.", {}, {})
     return "\n".join(lines)
 
 

@@ -53,6 +53,9 @@ class Settings:
     execute: int | None = field(default=None, metadata={"help": "control steps from plan to plan; the policy's if null"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    pin: bool = field(
+        default=False, metadata={"help": "plans begin with what is carried out before they arrive (discrete_vla)"}
+    )
     threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
     video: bool = field(default=False, metadata={"help": "afterwards, carry the commands out again and film OUT/control.mp4"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
@@ -93,10 +96,16 @@ def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) 
     policy.spec.require(robot.spec.select(policy.spec.observations), ("policy", "environment"))
     execute = policy.config.execute if settings.execute is None else settings.execute
     check_execute(execute, policy.config.chunk)
+    if settings.pin and not policy.pins:
+        raise UsageError(
+            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
+        )
     guards = Guards(robot.spec, settings.guards)
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     inference = ThreadInference(PolicyPlanner(policy, settings.seed), threads=threads)
-    controller = Controller(robot, inference, guards, rate=settings.rate, execute=execute, history=policy.config.history)
+    controller = Controller(
+        robot, inference, guards, rate=settings.rate, execute=execute, history=policy.config.history, pin=settings.pin
+    )
     with _signals() as caught:
         _warm_up(inference, robot.observe(), policy.config.history, caught)
         begin = time.monotonic()
@@ -112,6 +121,7 @@ def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) 
         "env": settings.env,
         "seed": settings.seed,
         "rate": settings.rate,
+        "pin": settings.pin,
         "seconds": settings.seconds,
         "wall_s": wall,
         "ended_by": None if ended_by is None else signal.Signals(ended_by).name,

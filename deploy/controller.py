@@ -20,6 +20,9 @@ from .inference import Inference, Reply, Request
 from .latency import Arrival, Record
 from .robot import Reading, Robot
 
+WINDOW = 20
+"""Plans whose delays say how late the next may be."""
+
 
 class Controller:
     """Runs a robot by plans, one run at a time.
@@ -31,6 +34,8 @@ class Controller:
         rate: ticks per second. A plan's actions are one tick apart, whatever rate the policy was trained at.
         execute: ticks from one observation that is planned on to the next, when the inference keeps up.
         history: readings that the policy sees, one a tick; before there are so many the oldest is repeated.
+        pin: ask for plans that begin with the actions that will have been carried out when they arrive, as many as the last
+            WINDOW plans took ticks at most: so a late plan goes on where the one before is left.
         clock: what time it is.
 
     Raises:
@@ -46,13 +51,14 @@ class Controller:
         rate: float,
         execute: int,
         history: int = 1,
+        pin: bool = False,
         clock: Clock | None = None,
     ) -> None:
         for name, value in (("rate", rate), ("execute", execute), ("history", history)):
             if not value > 0:
                 raise KinoiseError(f"{name}={value}: expected more than 0")
         self.robot, self.inference, self.guards = robot, inference, guards
-        self.period, self.execute = 1 / rate, execute
+        self.period, self.execute, self.pin = 1 / rate, execute, pin
         self.record = Record(self.period)
         self._clock = clock or MonotonicClock()
         self._readings: deque[Reading] = deque(maxlen=history)
@@ -122,7 +128,14 @@ class Controller:
 
     def _ask(self, tick: int, time: float) -> None:
         self._asked = tick
-        self.inference.submit(Request(tick, time, tuple(self._readings)))
+        plan, readings = self._plan, tuple(self._readings)
+        if plan is None:
+            self.inference.submit(Request(tick, time, readings))
+            return
+        elapsed = self._step(plan, time)
+        late = max((item.delay for item in self.record.arrivals[-WINDOW:]), default=0)
+        prefix = min(late, plan.actions.shape[1] - elapsed) if self.pin else 0
+        self.inference.submit(Request(tick, time, readings, plan, elapsed, prefix))
 
     def _take(self, reply: Reply, tick: int, time: float) -> None:
         request, plan = reply.request, reply.plan

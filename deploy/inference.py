@@ -25,11 +25,17 @@ class Request:
         tick: of the newest reading.
         time: of that tick's deadline, seconds on the loop's clock.
         readings: the observation history, oldest first.
+        previous: the plan that is being carried out, if there is one.
+        elapsed: actions of it that were carried out before `time`.
+        prefix: how many of those that follow will be, whatever the answer.
     """
 
     tick: int
     time: float
     readings: tuple[Reading, ...]
+    previous: Plan | None = None
+    elapsed: int = 0
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,8 @@ class PolicyPlanner:
         self._gen = torch.Generator().manual_seed(seed)
 
     def __call__(self, request: Request) -> Plan:
-        return self.policy.plan(self.observation(request.readings), gen=self._gen)
+        obs = self.observation(request.readings)
+        return self.policy.plan(obs, gen=self._gen, previous=request.previous, elapsed=request.elapsed, prefix=request.prefix)
 
     def observation(self, readings: tuple[Reading, ...]) -> Observation:
         """A batch of one, with the observations that the policy uses; no instruction where the policy knows no language."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -101,6 +101,9 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
 
+    pins: ClassVar[bool] = False
+    """Whether `plan` can keep a prefix of the previous plan."""
+
     @abstractmethod
     def loss(self, batch: Batch, gen: Gen) -> Losses:
         """The training loss of each window. All randomness comes from `gen`."""
@@ -174,6 +177,10 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(
                 f"the previous plan holds {rows} rows of {dims} numbers; expected {obs.batch} of {self.spec.action_dim}"
             )
+
+    def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
+        """What a user should know before this policy is trained on these actions, a line each."""
+        return []
 
     def expert_use(self) -> dict[str, Any] | None:
         """Which experts serve which noise level, for a report; None where no noise level chooses any.

@@ -120,6 +120,7 @@ class DiscreteVLAPolicy(Policy):
     """Reveals action tokens in rounds; see `Policy` for the arguments."""
 
     config: DiscreteVLAConfig
+    pins = True
 
     def __init__(self, config: DiscreteVLAConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
         super().__init__(config, spec, stats, texts)
@@ -143,6 +144,15 @@ class DiscreteVLAPolicy(Policy):
         clean, valid = self.bins.encode(actions), batch.valid.to(self.device)
         losses = self.process.loss(self._network(gen), clean, prefix, valid, gen)
         return Losses(losses.per_sample, losses.auxiliary, {"clipped": self.bins.outside(actions)})
+
+    def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
+        """How many numbers lie beyond their bins."""
+        share = self.bins.outside(actions.to(self.device)).item()
+        count = round(share * actions.numel())
+        if not count:
+            return []
+        bounds = "the 1st and 99th percentiles of their dimensions"
+        return [f"{count} of {actions.numel()} action numbers ({share:.2%}) lie beyond {bounds} and are clipped to the bins"]
 
     def decode(
         self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None

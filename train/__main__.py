@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ..config import UsageError, parse
 from ..data import FORMATS, EpisodeStore, open_store
+from ..data.base import ACTION
 from ..data.windows import Windows
 from ..policies import build_policy, choices
 from ..policies.base import Policy
@@ -115,6 +116,9 @@ def make_session(
     gather = partial(Windows, store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
     windows = gather(subset=learnt)
     remedy = f"Train in another out= with train.lr < {config.lr}, or see what is wrong with kinoise inspect {settings.data}."
+    if state is None:
+        for remark in policy.remarks(torch.from_numpy(store.read(ACTION, 0, int(store.ends[-1])))):
+            console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
     if state is not None:
         ema = run.ema(state.step) if config.ema else {}

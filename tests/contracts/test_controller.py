@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable
@@ -403,3 +404,50 @@ def test_the_record_is_json():
 def test_percentiles():
     assert percentiles(range(101), 10.0) == {"p50": 500, "p95": 950, "p99": 990, "max": 1000}
     assert percentiles([]) == {"p50": None, "p95": None, "p99": None, "max": None}
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+@pytest.mark.parametrize("pin", [False, True])
+def test_a_question_tells_what_is_being_carried_out(delay: int, pin: bool):
+    setup = Setup(delay)
+    setup.controller.pin = pin
+    setup.run(24)
+    first, *others = setup.inference.requests
+    assert (first.previous, first.elapsed, first.prefix) == (None, 0, 0)
+    for request in others:
+        assert request.previous is not None
+        # The action that the previous plan holds for this tick is the first that is not yet carried out.
+        assert request.previous.actions[0, request.elapsed, 0] == request.tick
+        assert request.prefix == (min(delay, CHUNK - request.elapsed) if pin else 0)
+
+
+def test_pinned_plans_join_without_a_step():
+    """A plan that keeps its prefix is followed from the action after those that were carried out meanwhile."""
+
+    def answer(request: Request) -> Plan:
+        plan = plan_of(request)
+        if request.previous is not None:
+            plan.actions[:, : request.prefix] = request.previous.actions[:, request.elapsed : request.elapsed + request.prefix]
+        return plan
+
+    setup = Setup(delay=2, answer=answer)
+    setup.controller.pin = True
+    setup.run(30)
+    for tick, command in setup.robot.commands.items():
+        if tick >= 2:
+            assert command[0] == tick
+    # From the second answer on, the two ticks that it came late were commanded by its own first two actions.
+    for before, request in itertools.pairwise(setup.inference.requests):
+        kept = setup.inference.answer(request).actions[0, : request.prefix, 1]
+        assert (kept == before.tick).all()
+
+
+def test_a_new_episode_forgets_the_plan():
+    def begin(count: int) -> None:
+        setup.robot.episode = count // 10
+
+    setup = Setup(before=begin)
+    setup.run(30)
+    for request in setup.inference.requests:
+        if request.previous is not None:
+            assert round((request.previous.t0 - 100.0) / PERIOD) // 10 == request.tick // 10

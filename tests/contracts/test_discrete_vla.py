@@ -361,3 +361,13 @@ def test_weights_bring_their_own_instructions() -> None:
     before, after = (item.backbone.encoder.words(TEXTS, torch.arange(3)) for item in (other, one))
     assert torch.equal(before[1].flip(0), after[1])
     torch.testing.assert_close(before[0].flip(0)[after[1]], after[0][after[1]])
+
+
+def test_what_the_bins_cut_off_is_counted_before_training() -> None:
+    policy = small()
+    inside = torch.tensor(STATS["action"].q01).repeat(5, 1)
+    assert policy.remarks(inside) == []
+    beyond = inside.clone()
+    beyond[2, 0] = STATS["action"].min[0] - 1
+    (remark,) = policy.remarks(beyond)
+    assert remark.startswith(f"1 of {beyond.numel()} action numbers")
