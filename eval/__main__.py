@@ -33,6 +33,8 @@ class Settings:
     seed: int = field(default=1000, metadata={"help": "what initial states and the policy's noise are drawn from"})
     out: str | None = field(default=None, metadata={"help": "where result.json and videos go; RUN/eval if null"})
     execute: int | None = field(default=None, metadata={"help": "actions carried out of each plan; null: the policy's own"})
+    latency: float = field(default=0.0, metadata={"help": "seconds that a plan takes, during which the simulator goes on"})
+    pin: bool = field(default=False, metadata={"help": "plans begin with what is carried out meanwhile (discrete_vla)"})
     horizon: int | None = field(default=None, metadata={"help": "most steps of an episode; null: the simulator's own"})
     video: int = field(default=0, metadata={"help": "episodes of each task to record"})
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
@@ -62,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         episodes=settings.episodes,
         seed=settings.seed,
         execute=settings.execute,
+        latency=settings.latency,
+        pin=settings.pin,
         horizon=settings.horizon,
         checkpoint=checkpoint,
         ema=settings.ema,

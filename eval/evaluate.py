@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -43,9 +44,9 @@ class Stopwatch:
         self.cold: list[bool] = []
         self.last: tuple[Observation, Sequence[torch.Generator]] | None = None
 
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator], *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
+    def plan(self, obs: Observation, gen: Sequence[torch.Generator], **told: Any) -> Plan:
         begin = time.perf_counter()
-        plan = self._policy.plan(obs, gen=gen, previous=previous, elapsed=elapsed)
+        plan = self._policy.plan(obs, gen=gen, **told)
         self.seconds.append(time.perf_counter() - begin)
         self.batch.append(obs.batch)
         self.nfe += plan.nfe_rows or (plan.nfe,) * obs.batch
@@ -61,6 +62,8 @@ def evaluate(
     episodes: int,
     seed: int,
     execute: int | None = None,
+    latency: float = 0.0,
+    pin: bool = False,
     horizon: int | None = None,
     checkpoint: Path | None = None,
     ema: bool = True,
@@ -82,6 +85,9 @@ def evaluate(
         env: a suite or a task, see `envs.tasks`.
         seed: initial states and the policy's randomness are drawn from it, each episode's apart from all others.
         execute: actions of each plan that are carried out; the policy's own if None.
+        latency: seconds of the simulator's time that a plan takes, rounded up to steps; meanwhile it goes on with the plan
+            before. An episode's first plan is waited for.
+        pin: whether plans begin with what is carried out until they are there, for policies that can.
         horizon: steps after which an episode has failed; the simulator's own if None.
         checkpoint: the policy's directory, named in the result; None if it was never saved.
         ema: whether the policy has that checkpoint's averaged weights.
@@ -106,6 +112,7 @@ def evaluate(
     check_seed(seed)
     execute = policy.config.execute if execute is None else execute
     _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
+    delay = _delay(policy, latency, execute, pin)
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
     workers = workers or len(os.sched_getaffinity(0))
@@ -116,7 +123,8 @@ def evaluate(
         jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
         if films is not None:
             jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
-        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=policy.config.decode.warm < 1)
+        warm = policy.config.decode.warm < 1
+        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=warm, delay=delay, pin=pin)
         rollout.prepare()
         actor, outcomes = Stopwatch(policy), []
         started = time.perf_counter()
@@ -129,7 +137,14 @@ def evaluate(
     result = make_result(
         protocol,
         identity(policy, checkpoint, ema),
-        {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk},
+        {
+            **asdict(policy.config.decode),
+            "execute": execute,
+            "chunk": policy.config.chunk,
+            "latency_s": latency,
+            "delay": delay,
+            "pin": pin,
+        },
         outcomes,
         Planning(actor.seconds, actor.batch, actor.nfe, alone, actor.cold),
         rollout_s=rollout_s,
@@ -155,6 +170,23 @@ def _check(policy: Policy, execute: int, video: int, out: Path | None, **positiv
     check_execute(execute, policy.config.chunk)
     if video < 0 or (video and out is None):
         raise UsageError(f"video={video}: expected at least 0, and out= to write them to")
+
+
+def _delay(policy: Policy, latency: float, execute: int, pin: bool) -> int:
+    """Steps that pass while a plan is made. Raises UsageError for a latency that the policy's chunk can't bridge."""
+    if not 0 <= latency < math.inf:
+        raise UsageError(f"latency={latency}: expected seconds, at least 0")
+    if pin and not policy.pins:
+        raise UsageError(
+            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
+        )
+    delay, chunk = math.ceil(latency * policy.spec.rate - 1e-9), policy.config.chunk
+    if delay > execute or execute + delay > chunk:
+        raise UsageError(
+            f"latency={latency} s is {delay} steps at {policy.spec.rate:g} Hz. With execute={execute} of a chunk of {chunk} "
+            f"it can be {min(execute, chunk - execute)} at most: a plan has to be there before the next is asked for, and last"
+        )
+    return delay
 
 
 def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> Simulator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,10 +27,19 @@ SLOTS = 20
 class Actor(Protocol):
     """What plans for a batch of observations; every Policy is one."""
 
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator], *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
+    def plan(
+        self,
+        obs: Observation,
+        gen: Sequence[torch.Generator],
+        *,
+        previous: Plan | None = None,
+        elapsed: int = 0,
+        prefix: int = 0,
+    ) -> Plan:
         """A chunk of actions for each row; row i draws its randomness from `gen[i]` alone.
 
-        With `carry`, `previous` holds the plans of these rows before, of which `elapsed` actions were carried out.
+        With `carry`, `previous` holds the plans of these rows before, of which `elapsed` actions were carried out and the next
+        `prefix` will be before this plan is there.
         """
         ...
 
@@ -51,13 +60,26 @@ class Rollout:
         jobs: the episodes, in the order in which each task's are to start.
         execute: actions of each plan that are carried out before the next.
         carry: whether the actor is told each episode's plan before, from which it may start.
+        delay: steps that the simulator goes on with the plan before while one is made; an episode's first is waited for.
+        pin: ask for plans that begin with these steps' actions.
         slots: how many episodes are under way at once, at most.
     """
 
     def __init__(
-        self, workers: Workers, jobs: Sequence[Job], *, execute: int = 1, slots: int = SLOTS, carry: bool = False
+        self,
+        workers: Workers,
+        jobs: Sequence[Job],
+        *,
+        execute: int = 1,
+        slots: int = SLOTS,
+        carry: bool = False,
+        delay: int = 0,
+        pin: bool = False,
     ) -> None:
-        self._workers, self._execute, self._carry = workers, execute, carry
+        self._workers, self._execute, self._carry = workers, execute, carry or delay > 0
+        self._delay, self._pin = delay, pin
+        self.joins: list[Float[np.ndarray, "action"]] = []
+        """The change of the action, physical units, where one plan's actions follow another's."""
         self._schedule = Schedule(jobs, slots)
         self._running: dict[int, Job] = {}
         self._asked: dict[int, list[int]] = {}
@@ -166,17 +188,29 @@ class Rollout:
         self, actor: Actor, obs: Observation, slots: list[int], previous: Plan | None
     ) -> dict[int, Float[np.ndarray, "execute action"]]:
         """Each slot's next actions, by one plan for all of them."""
-        told = {} if previous is None else {"previous": previous, "elapsed": self._execute}
+        told: dict[str, Any] = {} if previous is None else {"previous": previous, "elapsed": self._execute}
+        if previous is not None and self._pin:
+            told["prefix"] = self._delay
         with torch.no_grad():
             plan = actor.plan(obs, [self._generators[slot] for slot in slots], **told)
-        if plan.actions.shape[0] != len(slots) or plan.actions.shape[1] < self._execute:
+        if plan.actions.shape[0] != len(slots) or plan.actions.shape[1] < self._execute + self._delay:
             raise KinoiseError(
-                f"expected plans for {len(slots)} observations of at least {self._execute} actions, came "
-                f"{tuple(plan.actions.shape)}. Choose execute= no larger than the policy's chunk."
+                f"expected plans for {len(slots)} observations of at least {self._execute} actions, and {self._delay} more to "
+                f"go on with while the next is made; came {tuple(plan.actions.shape)}. Choose a smaller execute= or latency=."
             )
         if self._carry:
             self._before |= {slot: alone(plan, row) for row, slot in enumerate(slots)}
-        return dict(zip(slots, plan.actions[:, : self._execute].numpy(), strict=True))
+        actions = plan.actions.numpy()
+        if previous is not None:
+            actions = self._joined(actions, previous.actions[:, self._execute - 1 :].numpy())
+        return dict(zip(slots, actions[:, : self._execute], strict=True))
+
+    def _joined(
+        self, actions: Float[np.ndarray, "rows chunk action"], before: Float[np.ndarray, "rows left action"]
+    ) -> Float[np.ndarray, "rows chunk action"]:
+        """What is carried out: the plan before goes on until this one is there. `before` begins with its last action so far."""
+        self.joins += list(actions[:, self._delay] - before[:, self._delay])
+        return np.concatenate([before[:, 1 : self._delay + 1], actions[:, self._delay :]], 1)
 
 
 def alone(plan: Plan, row: int) -> Plan:

@@ -117,7 +117,7 @@ def make_session(
     windows = gather(subset=learnt)
     remedy = f"Train in another out= with train.lr < {config.lr}, or see what is wrong with kinoise inspect {settings.data}."
     if state is None:
-        for remark in policy.remarks(torch.from_numpy(store.read(ACTION, 0, int(store.ends[-1])))):
+        for remark in policy.remarks(torch.tensor(store.read(ACTION, 0, int(store.ends[-1])))):
             console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
     if state is not None:

@@ -88,7 +88,14 @@ def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
     }  # fmt: skip
     assert result["policy"].keys() == {"name", "checkpoint", "sha256", "parameters"}
     assert (result["policy"]["name"], result["policy"]["parameters"]) == ("walker", 1)
-    assert result["decode"] == {**asdict(DecodeConfig(steps=3)), "execute": 4, "chunk": 8}
+    assert result["decode"] == {
+        **asdict(DecodeConfig(steps=3)),
+        "execute": 4,
+        "chunk": 8,
+        "latency_s": 0.0,
+        "delay": 0,
+        "pin": False,
+    }
     assert result["decode_cost"]["nfe_per_plan"] == 3
     for times in (result["decode_cost"]["plan_ms"], result["decode_cost"]["plan_ms_batch1"]):
         assert 0 < times["p50"] <= times["p95"] <= times["p99"]
@@ -282,3 +289,19 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path, argument: str
 def test_the_command_needs_a_checkpoint(tmp_path: Path):
     with pytest.raises(KinoiseError, match="no checkpoint"):
         main([str(tmp_path), "env=metaworld/push"])
+
+
+def test_latency_of_nothing_is_no_latency_and_too_much_is_refused():
+    plain, none = play(), play(latency=0.0)
+    assert [item["steps"] for item in plain["episodes"]] == [item["steps"] for item in none["episodes"]]
+    late = play(latency=0.05)
+    assert (late["decode"]["latency_s"], late["decode"]["delay"]) == (0.05, 2)
+    assert [item["steps"] for item in late["episodes"]] != [item["steps"] for item in plain["episodes"]]
+    assert [item["steps"] for item in late["episodes"]] == [item["steps"] for item in play(latency=0.05)["episodes"]]
+    for wrong, message in (
+        ({"latency": 0.2}, "can be 4 at most"),
+        ({"latency": -1.0}, "at least 0"),
+        ({"pin": True}, "can't keep"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            play(**wrong)

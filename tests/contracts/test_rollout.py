@@ -305,3 +305,49 @@ def test_every_episode_carries_its_own_plan(pool: Workers):
     assert all(item.success for item in Rollout(pool, jobs, execute=4, slots=3, carry=True).run(carrier))
     assert carrier.first == len(jobs)
     assert carrier.again > len(jobs)
+
+
+class Clerk:
+    """Plans whose actions say which plan they are of, and which of its actions they are: plan + index / 1000."""
+
+    def __init__(self, chunk: int = CHUNK) -> None:
+        self.chunk, self.plans = chunk, 0
+        self.told: list[dict] = []
+
+    def plan(self, obs: Observation, gen: Sequence[torch.Generator], **told) -> Plan:
+        self.told.append(told)
+        self.plans += 1
+        actions = self.plans + torch.arange(self.chunk).view(1, -1, 1).expand(obs.batch, -1, 1) / 1000
+        if told.get("prefix"):
+            start = told["elapsed"]
+            actions = actions.clone()
+            actions[:, : told["prefix"]] = told["previous"].actions[:, start : start + told["prefix"]]
+        return Plan(actions.float(), 1 / 40, 1)
+
+
+@pytest.mark.parametrize("pin", [False, True])
+@pytest.mark.parametrize("delay", [0, 1, 3, 4])
+def test_while_a_plan_is_made_the_one_before_goes_on(pool: Workers, delay: int, pin: bool):
+    (job,) = line_jobs("stuck", episodes=1)
+    clerk = Clerk()
+    rollout = Rollout(pool, [job], execute=4, slots=1, delay=delay, pin=pin, carry=True)
+    sent: list[np.ndarray] = []
+    send = rollout._send
+    rollout._send = lambda group, actions, start: (sent.extend(actions.values()), send(group, actions, start))[1]
+    list(rollout.run(clerk))
+    first, second, third = sent[:3]
+    np.testing.assert_allclose(first[:, 0], [1.0, 1.001, 1.002, 1.003])
+    late = [1.004, 1.005, 1.006, 1.007][:delay]
+    np.testing.assert_allclose(second[:, 0], [*late, *(2 + np.arange(delay, 4) / 1000)], rtol=1e-6)
+    assert clerk.told[0] == {}
+    assert [told.get("prefix", 0) for told in clerk.told[1:]] == [delay if pin else 0] * (len(clerk.told) - 1)
+    assert len(rollout.joins) == len(clerk.told) - 1
+    step = (2 + delay / 1000) - (1.003 + delay / 1000)
+    np.testing.assert_allclose(rollout.joins[0], step, rtol=1e-5)
+    assert len(third) == 4
+
+
+def test_a_chunk_that_does_not_last_until_the_next_plan_is_refused(pool: Workers):
+    (job,) = line_jobs("stuck", episodes=1)
+    with pytest.raises(KinoiseError, match="and 4 more to go"):
+        list(Rollout(pool, [job], execute=4, slots=1, delay=4).run(Clerk(chunk=7)))
