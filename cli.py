@@ -14,7 +14,10 @@ COMMANDS = {
     "inspect": (".data.inspect", "what a data set holds, and what is wrong with it"),
     "train": (".train.__main__", "a policy from demonstrations"),
     "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
+    "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),
+    "calibrate": (".eval.calibrate", "from where a replan may start from the plan before"),
     "control": (".deploy.control", "a trained policy in the real-time control loop"),
+    "serve": (".deploy.serve", "a trained policy for robots elsewhere, over a websocket"),
     "report": (".eval.report", "one HTML page about a run"),
     "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),
 }
@@ -26,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
         print("usage: kinoise COMMAND [key=value ...]\n")
-        print("\n".join(f"  {command:<9} {about}" for command, (_, about) in COMMANDS.items()))
+        print("\n".join(f"  {command:<12} {about}" for command, (_, about) in COMMANDS.items()))
         print("\nkinoise COMMAND --help lists a command's settings and choices.")
         return 0 if arguments else 2
     if name == "--version":

@@ -50,10 +50,12 @@ def parse(
     """
     groups = dict(groups or {})
     if any(item in ("--help", "-h") for item in argv):
-        chosen = {key: value for key, _, value in (item.partition("=") for item in argv) if value in groups.get(key, ())}
-        print(_help(command, schema, positional, groups, dict(defaults or {}), chosen, about, dict(choices or {})))
+        print(
+            _help(command, schema, positional, groups, dict(defaults or {}), _chosen(argv, groups), about, dict(choices or {}))
+        )
         raise SystemExit(0)
-    return _compose(command, schema, _overrides(command, schema, argv, positional, groups), groups, dict(defaults or {}))
+    overrides = _overrides(command, schema, argv, positional, groups)
+    return _compose(command, schema, overrides, groups, dict(defaults or {}), _chosen(overrides, groups))
 
 
 def _overrides(command: str, schema: type, argv: Sequence[str], positional: str | None, groups: dict) -> list[str]:
@@ -86,7 +88,14 @@ def _quoted(schema: type, key: str, value: str) -> str:
     return value
 
 
-def _compose(command: str, schema: type[Settings], overrides: list[str], groups: dict, defaults: dict) -> Settings:
+def _chosen(argv: Sequence[str], groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The member that `argv` names for each group."""
+    return {key: value for key, _, value in (item.partition("=") for item in argv) if value in groups.get(key, ())}
+
+
+def _compose(
+    command: str, schema: type[Settings], overrides: list[str], groups: dict, defaults: dict, chosen: dict
+) -> Settings:
     from hydra import compose, initialize
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
@@ -95,13 +104,13 @@ def _compose(command: str, schema: type[Settings], overrides: list[str], groups:
     from omegaconf.errors import OmegaConfBaseException
 
     store = ConfigStore.instance()
-    chosen = [{name: defaults[name]} for name in groups if name in defaults]
+    first = [{name: defaults[name]} for name in groups if name in defaults]
     root = OmegaConf.structured(schema)
     for name, members in groups.items():
         for member, node in members.items():
             store.store(group=name, name=member, node=node)
     store.store(name=f"{command}_schema", node=root)
-    store.store(name=command, node={"defaults": [f"{command}_schema", *chosen, "_self_"]})
+    store.store(name=command, node={"defaults": [f"{command}_schema", *first, "_self_"]})
     GlobalHydra.instance().clear()
     logging.getLogger("hydra").setLevel(logging.ERROR)
     try:
@@ -118,7 +127,10 @@ def _compose(command: str, schema: type[Settings], overrides: list[str], groups:
     except KinoiseError as error:  # a settings class that refuses its values
         raise UsageError(str(error)) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        nodes = [(root, ""), *((OmegaConf.create(groups[name][item]), f"{name}.") for name, item in defaults.items())]
+        nodes = [
+            (root, ""),
+            *((OmegaConf.create(groups[name][item]), f"{name}.") for name, item in {**defaults, **chosen}.items()),
+        ]
         known = [key for node, prefix in nodes for key in _keys(node, prefix)]
         raise UsageError(_one_line(command, error, known)) from error
 
@@ -192,6 +204,8 @@ def _help(
     about: str,
     choices: dict,
 ) -> str:
+    from omegaconf import OmegaConf
+
     usage = f"kinoise {command} {positional.upper() + ' ' if positional else ''}[key=value ...]"
     lines = [f"usage: {usage}", "", about.strip(), "", "settings (default):"]
     lines += _describe(schema, "", choices, groups)
@@ -199,9 +213,12 @@ def _help(
         lines += ["", f"{name}= one of (default {defaults.get(name)}), or a YAML file with `base:`:"]
         lines += [f"  {member}" for member in members]
         shown = chosen.get(name, defaults.get(name))
-        if is_dataclass(members.get(shown)):
+        node = members.get(shown)
+        if node is not None and not is_dataclass(node):  # a preset
+            node = OmegaConf.to_object(node)
+        if is_dataclass(node):
             lines += ["", f"{name}.* of {shown} (default), --help with {name}=... for others:"]
-            lines += _describe(members[shown], f"{name}.", {}, {})
+            lines += _describe(node, f"{name}.", {}, {})
     return "\n".join(lines)
 
 

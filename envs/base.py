@@ -147,13 +147,14 @@ def showing(spec: Spec) -> Callable[..., Env]:
 
 
 def tasks(env: str) -> tuple[str, ...]:
-    """The full ids of the tasks that `env` means: a suite, a task, or several of one simulator, `metaworld/push,reach`.
+    """The full ids of the tasks that `env` means: a suite, a task, or several of them, `metaworld/push,reach`.
 
     Raises KinoiseError when there is no such, or one is named twice.
     """
-    simulator, slash, names = env.partition("/")
-    found = [_find(f"{simulator}/{name}") for name in names.split(",")] if slash else [_find(env)]
-    ids = [f"{simulator}/{task}" for simulator, name in found for task in _load(simulator).SUITES.get(name, (name,))]
+    first, *others = env.split(",")
+    simulator = first.partition("/")[0]
+    found = [_find(first), *(_find(name if "/" in name else f"{simulator}/{name}") for name in others)]
+    ids = [f"{origin}/{task}" for origin, name in found for task in _load(origin).SUITES.get(name, (name,))]
     if len(set(ids)) < len(ids):
         raise KinoiseError(f"env '{env}': a task is named twice")
     return tuple(ids)

@@ -105,7 +105,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         )
     cost = result["decode_cost"]
     console.print(
-        f"{result['env_steps_per_s']:.0f} steps/s; a plan takes {cost['nfe_per_plan']} network evaluations, "
+        f"{result['env_steps_per_s']:.0f} steps/s; a plan takes {cost['nfe_per_plan']:.3g} network evaluations, "
         f"{_ms(cost['plan_ms'])} for a batch of {cost['plan_batch']['mean'] or 0:.0f}, {_ms(cost['plan_ms_batch1'])} for one; "
         f"{result['wall_s']:.0f} s in all",
         highlight=False,

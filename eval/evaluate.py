@@ -12,11 +12,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .. import envs
 from ..config import UsageError, check_seed
 from ..data import open_store
+from ..deploy.latency import percentiles
 from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
@@ -25,7 +27,7 @@ from ..spec import KinoiseError, Observation, Plan, Spec
 from .progress import EpisodeProgress
 from .protocol import EvaluationProtocol
 from .result import VIDEOS, Planning, make_result, overlap
-from .rollout import SLOTS, Rollout, look
+from .rollout import SLOTS, Rollout, alone, look
 from .slot import Job, Make, Simulator, Terms
 from .workers import Workers
 
@@ -42,7 +44,7 @@ class Stopwatch:
         self.batch: list[int] = []
         self.nfe: list[int] = []
         self.cold: list[bool] = []
-        self.last: tuple[Observation, Sequence[torch.Generator]] | None = None
+        self.last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None = None
 
     def plan(self, obs: Observation, gen: Sequence[torch.Generator], **told: Any) -> Plan:
         begin = time.perf_counter()
@@ -51,7 +53,7 @@ class Stopwatch:
         self.batch.append(obs.batch)
         self.nfe += plan.nfe_rows or (plan.nfe,) * obs.batch
         self.cold += plan.cold
-        self.last = obs, gen
+        self.last = obs, gen, told
         return plan
 
 
@@ -151,6 +153,8 @@ def evaluate(
         wall_s=time.perf_counter() - begin,
         rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},
     )
+    if rollout.joins:
+        result["joins"] = percentiles(_jumps(policy.spec, rollout.joins))
     if demonstrations is not None:
         count = overlap(outcomes, demonstrations)
         result["overlap"] = {"data": str(data), "demonstrations": len(demonstrations), "episodes": count}
@@ -170,6 +174,13 @@ def _check(policy: Policy, execute: int, video: int, out: Path | None, **positiv
     check_execute(execute, policy.config.chunk)
     if video < 0 or (video and out is None):
         raise UsageError(f"video={video}: expected at least 0, and out= to write them to")
+
+
+def _jumps(spec: Spec, joins: Sequence[np.ndarray]) -> list[float]:
+    """The largest change of a number in each join, as a share of the action's range, or as it is where there is none."""
+    low, high = spec.action.low, spec.action.high
+    span = np.ones(spec.action_dim) if low is None or high is None else np.subtract(high, low)
+    return (np.abs(np.stack(joins)) / span).max(1).tolist()
 
 
 def _delay(policy: Policy, latency: float, execute: int, pin: bool) -> int:
@@ -204,17 +215,19 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
     return found
 
 
-def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator]] | None) -> list[float]:
+def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None) -> list[float]:
     """Seconds of plans for one observation while the simulators wait; the first, which warms up, left out."""
     if last is None:
         return []
-    obs, gen = last
+    obs, gen, told = last
+    if "previous" in told:
+        told = {**told, "previous": alone(told["previous"], 0)}
     text = None if obs.text is None else obs.text[:1]
     one = Observation({key: item[:1] for key, item in obs.values.items()}, obs.texts, text)
     watch = Stopwatch(policy)
     while len(watch.seconds) <= BATCH1_PLANS and sum(watch.seconds) < BATCH1_SECONDS:
         with torch.no_grad():
-            watch.plan(one, gen[:1])
+            watch.plan(one, gen[:1], **told)
     return watch.seconds[1:] or watch.seconds
 
 

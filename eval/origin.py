@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..policies.decode import DecodeChanges
 from .sections import Record
 from .sources import Parts
 
@@ -52,6 +54,10 @@ def commands(parts: Parts, policy: str, out: Path) -> dict[str, str]:
     }
     if parts.loop:
         settings = {key: parts.loop[key] for key in ("env", "seed", "rate", "seconds")}
+        settings |= {"pin": True} if parts.loop.get("pin") else {}
+        settings |= (
+            {**_decoding(parts.loop["decode"]), "execute": parts.loop["decode"]["execute"]} if "decode" in parts.loop else {}
+        )
         made["control"] = _command("control", parts.loop["policy"]["checkpoint"] or parts.run, {**settings, "out": driven})
     lost = next((item for item in parts.result["episodes"] if not item["success"]), None) if parts.result else None
     if lost:
@@ -68,19 +74,27 @@ def _evaluation(parts: Parts) -> tuple[Path | str, dict[str, Any]]:
         return parts.run, EVALUATION
     protocol, decode, used = parts.result["protocol"], parts.result["decode"], parts.result["policy"]
     played = {key: protocol[key] for key in ("env", "episodes", "seed", "horizon")}
-    played |= {f"decode.{key}": decode[key] for key in ("sampler", "steps")}
-    if decode.get("guidance", 1.0) != 1.0:
-        played["decode.guidance"] = decode["guidance"]
+    played |= _decoding(decode)
+    played |= {key: decode[key] for key in ("latency_s", "pin") if decode.get(key)}
+    played = {"latency" if key == "latency_s" else key: value for key, value in played.items()}
     if used["sha256"] == parts.last != parts.averaged:
         played["ema"] = "false"
     return used["checkpoint"] or parts.run, {**played, "execute": decode["execute"]}
+
+
+def _decoding(decode: Record) -> dict[str, Any]:
+    """A record's decode settings as a command takes them; what the command line has no word for stays as it is."""
+    known = {item.name for item in fields(DecodeChanges)}
+    return {f"decode.{key}": value for key, value in decode.items() if key in known}
 
 
 def _training(train: Record | None) -> dict[str, Any]:
     config = train["config"] if train else {}
     learning = config.get("train", {})
     learnt = {f"train.{key}": learning.get(key) for key in ("steps", "batch_size", "lr")}
-    return {"data": config.get("data", "DATA"), "seed": config.get("seed"), **learnt}
+    observed = config.get("policy", {}).get("observations")
+    chosen = {} if observed is None else {"policy.observations": f"[{','.join(observed)}]"}
+    return {"data": config.get("data", "DATA"), "seed": config.get("seed"), **chosen, **learnt}
 
 
 def _origin(record: Record) -> dict[str, str]:
@@ -92,7 +106,7 @@ def _origin(record: Record) -> dict[str, str]:
 def _command(name: str, first: Path | str | None, settings: Mapping[str, Any]) -> str:
     """A command line; settings that are None are left out."""
     given = [
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={str(value).lower() if isinstance(value, bool) else value}"
         for key, value in settings.items()
         if value is not None
     ]

@@ -133,10 +133,14 @@ class Policy(nn.Module, ABC):
         if self.training:
             raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
         decode = self.config.decode
-        pinned = self.committed(obs, previous, elapsed, prefix)
-        guess = None
-        if previous is not None and decode.warm < 1 and elapsed < self.config.chunk:
+        if previous is not None:
             self._check_previous(obs, previous)
+        pinned, guess = self.committed(previous, elapsed, prefix), None
+        if previous is not None and decode.warm < 1 and elapsed < self.config.chunk:
+            if previous.actions.shape[1] != self.config.chunk:
+                raise KinoiseError(
+                    f"a warm start needs a previous plan of {self.config.chunk} actions, came {previous.actions.shape[1]}"
+                )
             confidence = None if previous.confidence is None else shift(previous.confidence, elapsed)
             guess = Guess(shift(previous.actions, elapsed), elapsed, confidence)
         plan = self.decode(obs, gen, pinned, guess)
@@ -148,9 +152,7 @@ class Policy(nn.Module, ABC):
         own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
         return replaced(plan, cold, self.decode(obs.rows(cold), own, None if pinned is None else pinned[cold], None))
 
-    def committed(
-        self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int
-    ) -> Float[Tensor, "batch prefix action"] | None:
+    def committed(self, previous: Plan | None, elapsed: int, prefix: int) -> Float[Tensor, "batch prefix action"] | None:
         """The actions that `plan` is told to keep, checked; None for none.
 
         Raises KinoiseError when there are not so many, in the previous plan or in a chunk, or not one plan per row.
@@ -163,7 +165,6 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"prefix={prefix} is longer than the policy's chunk of {self.config.chunk} actions")
         if previous is None:
             raise KinoiseError(f"prefix={prefix} pins actions of the previous plan: give previous=")
-        self._check_previous(obs, previous)
         length = previous.actions.shape[1]
         if elapsed + prefix > length:
             raise KinoiseError(
@@ -172,11 +173,17 @@ class Policy(nn.Module, ABC):
         return previous.actions[:, elapsed : elapsed + prefix]
 
     def _check_previous(self, obs: Observation, previous: Plan) -> None:
-        rows, _, dims = previous.actions.shape
-        if (rows, dims) != (obs.batch, self.spec.action_dim):
+        found = tuple(previous.actions.shape)
+        if len(found) != 3 or found[::2] != (obs.batch, self.spec.action_dim):
             raise KinoiseError(
-                f"the previous plan holds {rows} rows of {dims} numbers; expected {obs.batch} of {self.spec.action_dim}"
+                f"the previous plan has the shape {found}: expected {obs.batch} rows, a chunk, and {self.spec.action_dim} numbers"
             )
+        if previous.confidence is not None and previous.confidence.shape != previous.actions.shape:
+            raise KinoiseError(
+                f"the previous plan's confidence has the shape {tuple(previous.confidence.shape)}: expected {found}"
+            )
+        if not previous.actions.isfinite().all():
+            raise KinoiseError("the previous plan holds NaN or infinity: plan without it")
 
     def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
         """What a user should know before this policy is trained on these actions, a line each."""

@@ -144,6 +144,10 @@ def _config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> Pol
         )
     except OmegaConfBaseException as error:
         raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
+    except KinoiseError as error:
+        if decode:
+            raise UsageError(str(error)) from error
+        raise
 
 
 def _load_weights(policy: Policy, path: Path) -> None:

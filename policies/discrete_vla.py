@@ -51,6 +51,8 @@ class TokenDecodeConfig(DecodeConfig):
         _ = self.reveal
         if self.value not in VALUES:
             raise KinoiseError(f"decode.value={self.value}: expected one of {', '.join(VALUES)}")
+        if self.value == "expectation" and (self.sampler == "ancestral" or (self.temperature > 0 and self.noise == "tokens")):
+            raise KinoiseError("decode.value=expectation averages over the tokens that would be drawn: set decode.value=centre")
 
     @classmethod
     def samplers(cls) -> tuple[str, ...]:
@@ -66,8 +68,8 @@ class DiscreteVLAConfig(PolicyConfig):
     """The paper's design at a size that trains on a laptop."""
 
     name: str = "discrete_vla"
-    chunk: int = 8
-    execute: int = 4
+    chunk: int = field(default=8, metadata={"help": "actions in a plan"})
+    execute: int = field(default=4, metadata={"help": "actions carried out before the next plan"})
     bins: BinsConfig = field(default_factory=BinsConfig)
     process: MaskedConfig = field(default_factory=MaskedConfig)
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=False))
@@ -196,13 +198,13 @@ class DiscreteVLAPolicy(Policy):
         return warm_tokens(self.process, tokens, self.config.decode.warm, guess.elapsed, confidence)
 
     def _surprise(self, guess: Guess, rounds: list[Round]) -> tuple[float, ...]:
-        """In units of half a dimension's range, as a continuous policy's; visible tokens are as they were guessed."""
+        """In units of half a dimension's range, as a continuous policy's, over the known tokens that were masked again."""
         if not rounds:
             return (0.0,) * len(guess.actions)
         first, actions = rounds[0], guess.actions.to(self.device)
-        believed = self.bins.expect(first.belief, first.belief.argmax(-1)).where(first.masked, actions)
+        believed = self.bins.expect(first.belief, first.belief.argmax(-1))
         scale = 2 / (self.bins.ends[:, 1] - self.bins.ends[:, 0])
-        return distance(believed * scale, actions * scale, guess.elapsed)
+        return distance(believed * scale, actions * scale, guess.elapsed, first.masked)
 
     def _denoise(self, obs: Observation, rounds: list[Round]) -> Denoise:
         """The bound prediction, which adds what it saw and said to `rounds`."""

@@ -27,7 +27,7 @@ class ModeConfig(DiffusionConfig):
     """
 
     name: str = "mode"
-    execute: int = 4
+    execute: int = field(default=4, metadata={"help": "actions carried out before the next plan"})
     process: ProcessConfig = field(
         default_factory=lambda: ProcessConfig(kind="edm", parametrisation="F", sigma_min=0.05, sigma_max=5.0)
     )

@@ -16,6 +16,8 @@ from .codec import RESOLUTION
 PLACEMENTS = ("uniform", "quantile")
 GRIPPERS = ("auto", "binary", "bins")
 
+MOST = 4096
+
 TWO_VALUED = 0.05
 """A command counts as one of two values when it lies this close to an end, as a share of the range."""
 
@@ -32,8 +34,8 @@ class BinsConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.count < 2:
-            raise KinoiseError(f"bins.count={self.count}: at least 2 are needed")
+        if not 2 <= self.count <= MOST:
+            raise KinoiseError(f"bins.count={self.count}: expected from 2 to {MOST}")
         for name, known in {"placement": PLACEMENTS, "gripper": GRIPPERS}.items():
             if getattr(self, name) not in known:
                 raise KinoiseError(f"bins.{name}={getattr(self, name)}: expected one of {', '.join(known)}")

@@ -7,7 +7,7 @@ in the meantime, is the guess; decoding starts part of the way down from noise, 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ...spec import KinoiseError
@@ -51,7 +51,9 @@ def warm_tokens(
     elapsed: int,
     confidence: Float[Tensor, "batch chunk action"] | None = None,
 ) -> Int[Tensor, "batch chunk action"]:
-    """The guess with as many tokens masked as the process has at time `level`: the unknown tail, then the least sure.
+    """The guess with its unknown tail masked and, of what is known, the least sure: as large a share as is masked at `level`.
+
+    At least one known token is masked, so that the first belief always says something about the guess.
 
     Args:
         guess: shifted tokens, of which the last `elapsed` actions are repetitions.
@@ -62,11 +64,9 @@ def warm_tokens(
     unknown = (torch.arange(chunk, device=guess.device) >= chunk - elapsed)[None, :, None].expand_as(guess)
     if confidence is None:
         confidence = torch.linspace(1, 0, chunk, device=guess.device)[None, :, None].expand(guess.shape)
-    masked = process.count(torch.tensor(level, dtype=torch.float64), guess[0].numel())
-    doubt = torch.where(unknown, torch.inf, -confidence)
-    everything = torch.ones_like(unknown)
-    left = torch.full((batch,), guess[0].numel() - masked, device=guess.device)
-    return guess.masked_fill(surest(doubt, everything, left) | unknown, process.mask)
+    known = int((~unknown[0]).sum())
+    left = torch.full((batch,), known - process.count(torch.tensor(level, dtype=torch.float64), known), device=guess.device)
+    return guess.masked_fill(surest(-confidence, ~unknown, left) | unknown, process.mask)
 
 
 def remembering(denoise: Denoise, first: list[Belief]) -> Denoise:
@@ -82,11 +82,20 @@ def remembering(denoise: Denoise, first: list[Belief]) -> Denoise:
 
 
 def distance(
-    belief: Float[Tensor, "batch chunk action"], guess: Float[Tensor, "batch chunk action"], elapsed: int
+    belief: Float[Tensor, "batch chunk action"],
+    guess: Float[Tensor, "batch chunk action"],
+    elapsed: int,
+    asked: Bool[Tensor, "batch chunk action"] | None = None,
 ) -> tuple[float, ...]:
-    """Root mean square difference of each row over the actions that the guess really knew, all but the last `elapsed`."""
+    """Root mean square difference of each row over the actions that the guess really knew, all but the last `elapsed`.
+
+    Args:
+        asked: the numbers that the belief is about; None for all.
+    """
     known = guess.shape[1] - elapsed
-    return tuple((belief - guess)[:, :known].square().mean((1, 2)).sqrt().tolist())
+    gaps = (belief - guess)[:, :known].square().flatten(1)
+    about = torch.ones_like(gaps) if asked is None else asked[:, :known].flatten(1).to(gaps)
+    return tuple(((gaps * about).sum(1) / about.sum(1).clamp(min=1)).sqrt().tolist())
 
 
 def _check(level: float) -> None:

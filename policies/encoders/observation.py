@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ...spec import KinoiseError, Observation, Spec, Stats
+from ...spec import Feature, KinoiseError, Observation, Spec, Stats
 from ..core.codec import CODECS, Affine
 from .image import POOLS, ImageEncoder
 from .language import Language
@@ -48,7 +48,7 @@ class ObservationEncoder(nn.Module):
         super().__init__()
         states = {key: item for key, item in spec.observations.items() if item.kind == "state"}
         self.cameras = [key for key, item in spec.observations.items() if item.kind == "image"]
-        self.history = history
+        self.history, self.features = history, spec.observations
         self.language = Language(texts, width) if spec.language else None
         # Module names may hold no dots, which keys like "image.corner" do: these two go by position.
         self.keys = list(states)
@@ -72,7 +72,7 @@ class ObservationEncoder(nn.Module):
         Raises:
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
-        check_observation(obs, [*self.keys, *self.cameras], self.history, self.language is not None)
+        check_observation(obs, self.features, self.history, self.language is not None)
         tokens: list[Tensor] = []
         condition = None
         if self.language is not None:
@@ -88,12 +88,20 @@ class ObservationEncoder(nn.Module):
         return torch.cat(tokens, 1)
 
 
-def check_observation(obs: Observation, keys: Sequence[str], history: int, language: bool) -> None:
-    """Raises KinoiseError for a missing key, a history of another length, or no instruction where one is needed."""
-    for key in keys:
+def check_observation(obs: Observation, features: Mapping[str, Feature], history: int, language: bool) -> None:
+    """Raises KinoiseError for what is missing or of another shape or type, NaN, and no instruction where one is needed."""
+    for key, feature in features.items():
         if key not in obs.values:
             raise KinoiseError(f"the observation lacks '{key}'; it has {sorted(obs.values)}")
-        if obs.values[key].shape[1] != history:
-            raise KinoiseError(f"'{key}' has {obs.values[key].shape[1]} steps of history; the policy needs {history}")
+        value = obs.values[key]
+        if value.ndim < 2 or value.shape[1] != history:
+            found = value.shape[1] if value.ndim > 1 else "no"
+            raise KinoiseError(f"'{key}' has {found} steps of history; the policy needs {history}")
+        if tuple(value.shape[2:]) != feature.shape or (value.dtype == torch.uint8) != (feature.kind == "image"):
+            raise KinoiseError(
+                f"'{key}' is {value.dtype} of shape {tuple(value.shape[2:])}; the policy needs {feature.dtype} of {feature.shape}"
+            )
+        if value.is_floating_point() and value.device.type == "cpu" and not value.isfinite().all():
+            raise KinoiseError(f"'{key}' holds NaN or infinity: a policy can't plan on it")
     if language and (obs.text is None or not obs.texts):
         raise KinoiseError("the policy needs an instruction with every observation: give Observation.texts and .text")

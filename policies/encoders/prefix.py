@@ -55,7 +55,7 @@ class PrefixEncoder(nn.Module):
         super().__init__()
         states = {key: item for key, item in spec.observations.items() if item.kind == "state"}
         images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
-        self.keys, self.cameras, self.history = list(states), list(images), history
+        self.keys, self.cameras, self.history, self.features = list(states), list(images), history, spec.observations
         sizes = [(item.shape[0], item.shape[1]) for item in images.values()]
         self.patches = PatchEncoder(sizes, history, width, config.patch, config.shift) if images else None
         self.words = Words(texts, width, config.words) if spec.language else None
@@ -74,7 +74,7 @@ class PrefixEncoder(nn.Module):
         Raises:
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
-        check_observation(obs, [*self.keys, *self.cameras], self.history, self.words is not None)
+        check_observation(obs, self.features, self.history, self.words is not None)
         tokens: list[Tensor] = []
         there: list[Tensor | None] = []
         if self.patches is not None:

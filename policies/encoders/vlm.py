@@ -151,7 +151,7 @@ class VlmBackbone(nn.Module):
         if config.checkpointing:
             checkpoint_activations(self.family, self.looks)
         width = table.shape[1]
-        self.keys = list(states)
+        self.keys, self.features = list(states), spec.observations
         self.codecs = nn.ModuleList(Affine.fit(stats[key], state_scaling) for key in states)
         self.states = nn.ModuleList(
             nn.Sequential(nn.Linear(item.shape[0], STATE_WIDTH), nn.SiLU(), nn.Linear(STATE_WIDTH, width))
@@ -178,7 +178,7 @@ class VlmBackbone(nn.Module):
         Raises:
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
-        check_observation(obs, [*self.keys, *self.cameras], self.history, self.language)
+        check_observation(obs, self.features, self.history, self.language)
         device = self.tokens.device
         texts = [""] * obs.batch
         if self.language:

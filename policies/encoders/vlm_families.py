@@ -285,7 +285,6 @@ def load_family(path: str, shapes: Sequence[tuple[int, int]], dtype: torch.dtype
 def _part(path: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise KinoiseError(
-            f"{path}: {what} could not be loaded ({str(error).strip().splitlines()[0]}). Give a local directory or a hub name."
-        ) from error
+    except Exception as error:  # safetensors, Hugging Face's config classes and tokenizers each have errors of their own
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise KinoiseError(f"{path}: {what} could not be loaded ({why}). Give a local directory or a hub name.") from error

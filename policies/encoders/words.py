@@ -92,7 +92,9 @@ class Words(nn.Module):
         found = sentence_encoder().words(texts)
         for text, item in zip(texts, found, strict=True):
             if len(item) > self.longest:
-                raise KinoiseError(f"'{text}' has {len(item)} tokens; shorten it, or train with encoder.words={len(item)}")
+                raise KinoiseError(
+                    f"'{text}' has {len(item)} tokens; shorten it, or train with policy.encoder.words up to {LONGEST}"
+                )
         return found
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
