@@ -43,7 +43,7 @@ class Settings:
     env: str = "metaworld/mt10"
     against: str | None = field(default=None, metadata={"help": "another run, a row more, which decodes by its own settings"})
     only: list[str] | None = field(default=None, metadata={"help": f"these rows, and {REFERENCE}; all if null"})
-    adaptive: list[float] = field(default_factory=lambda: [0.5], metadata={"help": "bounds that end the rounds, a row each"})
+    adaptive: list[float] = field(default_factory=lambda: [0.7, 0.8], metadata={"help": "bounds, two rows each"})
     episodes: int = field(default=10, metadata={"help": "per task and seed"})
     seeds: list[int] = field(default_factory=lambda: [1000, 2000])
     horizon: int | None = None

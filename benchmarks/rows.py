@@ -27,6 +27,7 @@ GREEDY: dict[str, Any] = {
     "threshold": 0.0,
     "residual": 1.0,
     "adaptive": 1.0,
+    "adaptive_by": "spread",
     "value": "expectation",
 }
 """How `max_12` decodes, whatever the checkpoint says."""
@@ -40,6 +41,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "random_12": {"confidence": "random"},
     "gap_12": {"confidence": "gap"},
     "mass_12": {"confidence": "mass"},
+    "spread_12": {"confidence": "spread"},
     "autoregressive": {"sampler": "autoregressive"},
     "ancestral_12": {"sampler": "ancestral", "value": "centre"},
     "temperature_tokens": {"temperature": 1.0, "noise": "tokens", "value": "centre"},
@@ -49,7 +51,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "residual": {"residual": 0.3},
     "threshold_residual": {"threshold": 0.1, "residual": 0.3},
 }
-"""Changes to GREEDY, by row. `adaptive` adds one for each bound, by neighbouring bins' mass."""
+"""Changes to GREEDY, by row. `adaptive` adds two for each bound: of at most 12 rounds, and of 6."""
 
 
 class Row(NamedTuple):
@@ -75,7 +77,8 @@ def changes(adaptive: Sequence[float], only: Sequence[str] | None, against: bool
     Raises UsageError for names in `only` that are none.
     """
     found = {REFERENCE: ROWS[REFERENCE], **({AGAINST: {}} if against else {}), **ROWS}
-    found |= {f"adaptive_{bound:g}": {"adaptive": bound, "confidence": "mass"} for bound in adaptive}
+    found |= {f"adaptive_{bound:g}": {"adaptive": bound} for bound in adaptive}
+    found |= {f"adaptive_{bound:g}_of_6": {"adaptive": bound, "steps": 6} for bound in adaptive}
     unknown = [name for name in only or [] if name not in found]
     if unknown:
         raise UsageError(f"only={unknown}: the rows are {', '.join(found)}")

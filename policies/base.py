@@ -176,7 +176,7 @@ class Policy(nn.Module, ABC):
         found = tuple(previous.actions.shape)
         if len(found) != 3 or found[::2] != (obs.batch, self.spec.action_dim):
             raise KinoiseError(
-                f"the previous plan has the shape {found}: expected {obs.batch} rows, a chunk, and {self.spec.action_dim} numbers"
+                f"the previous plan has the shape {found}: expected {obs.batch} rows, a chunk, {self.spec.action_dim} numbers"
             )
         if previous.confidence is not None and previous.confidence.shape != previous.actions.shape:
             raise KinoiseError(

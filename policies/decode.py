@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import UsageError
 from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
-from .core.sampler.reveal import CONFIDENCES, NOISES
+from .core.sampler.reveal import BOUNDED, CONFIDENCES, NOISES
 
 
 @dataclass
@@ -71,6 +71,7 @@ class DecodeChanges:
     threshold: float | None = _change("tokens: mask again those less probable than this; 0 never")
     residual: float | None = _change("tokens: mask again those whose probability fell by more; 1 never")
     adaptive: float | None = _change("tokens: end the rounds when every confidence is above this; 1 never")
+    adaptive_by: str | None = _change(f"tokens: which confidence that is, one of {', '.join(BOUNDED)}")
     value: str | None = _change("tokens: what they stand for, centre or expectation")
 
     def given(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from .core.process.base import Belief, Denoise, Losses, Prediction
 from .core.process.masked import Masked, MaskedConfig
 from .core.random import Gen, uniform
 from .core.sampler import TOKEN_SAMPLERS, Reveal
+from .core.sampler.reveal import BOUNDED
 from .core.start import distance, warm_tokens
 from .decode import DecodeConfig
 from .encoders.prefix import PrefixConfig, PrefixEncoder
@@ -38,12 +39,13 @@ class TokenDecodeConfig(DecodeConfig):
 
     sampler: str = field(default="reveal", metadata={"help": f"one of {', '.join(TOKEN_SAMPLERS)}"})
     steps: int = field(default=12, metadata={"help": "rounds"})
-    confidence: str = field(default="max", metadata={"help": "what is committed first: max, gap, mass or random"})
+    confidence: str = field(default="max", metadata={"help": "what is committed first: max, gap, mass, spread or random"})
     temperature: float = field(default=0.0, metadata={"help": "of the noise in the first round, falling to 0; 0 is greedy"})
     noise: str = field(default="tokens", metadata={"help": "what the noise is on: tokens, or ranks (the released code)"})
     threshold: float = field(default=0.0, metadata={"help": "mask again tokens less probable than this, rising; 0 never"})
     residual: float = field(default=1.0, metadata={"help": "mask again tokens whose probability fell by more; 1 never"})
     adaptive: float = field(default=1.0, metadata={"help": "end the rounds when every confidence is above this; 1 never"})
+    adaptive_by: str = field(default="spread", metadata={"help": f"which confidence: one of {', '.join(BOUNDED)}"})
     value: str = field(default="expectation", metadata={"help": "what a token stands for: centre of its bin, or expectation"})
 
     def __post_init__(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -99,7 +99,7 @@ def check_observation(obs: Observation, features: Mapping[str, Feature], history
             raise KinoiseError(f"'{key}' has {found} steps of history; the policy needs {history}")
         if tuple(value.shape[2:]) != feature.shape or (value.dtype == torch.uint8) != (feature.kind == "image"):
             raise KinoiseError(
-                f"'{key}' is {value.dtype} of shape {tuple(value.shape[2:])}; the policy needs {feature.dtype} of {feature.shape}"
+                f"'{key}' is {value.dtype} of {tuple(value.shape[2:])}; the policy needs {feature.dtype} of {feature.shape}"
             )
         if value.is_floating_point() and value.device.type == "cpu" and not value.isfinite().all():
             raise KinoiseError(f"'{key}' holds NaN or infinity: a policy can't plan on it")

@@ -93,7 +93,8 @@ class Words(nn.Module):
         for text, item in zip(texts, found, strict=True):
             if len(item) > self.longest:
                 raise KinoiseError(
-                    f"'{text}' has {len(item)} tokens; shorten it, or train with policy.encoder.words up to {LONGEST}"
+                    f"'{text[:80]}' has {len(item)} tokens, more than {self.longest}: shorten it, or train with a higher "
+                    f"policy.encoder.words, at most {LONGEST}"
                 )
         return found
 

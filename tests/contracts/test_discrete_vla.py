@@ -133,7 +133,9 @@ def test_plans_before_training_do_not_hinder_it() -> None:
 # Pinned prefixes
 
 
-@pytest.mark.parametrize("how", [{}, {"threshold": 0.9, "temperature": 1.0}, {"sampler": "autoregressive"}, {"guidance": 2.0}])
+@pytest.mark.parametrize(
+    "how", [{}, {"threshold": 0.9, "temperature": 1.0, "value": "centre"}, {"sampler": "autoregressive"}, {"guidance": 2.0}]
+)
 @pytest.mark.parametrize("prefix", [1, 3, CHUNK])
 @pytest.mark.parametrize("elapsed", [0, 2])
 def test_a_pinned_prefix_comes_back_bit_by_bit(policy: DiscreteVLAPolicy, prefix: int, elapsed: int, how: dict) -> None:
@@ -165,7 +167,7 @@ def test_without_a_prefix_the_previous_plan_plays_no_part(policy: DiscreteVLAPol
         ({"prefix": 1}, "previous="),
         ({"prefix": -1, "previous": previous()}, "at least 0"),
         ({"elapsed": -1, "previous": previous()}, "at least 0"),
-        ({"prefix": 1, "previous": previous(rows=2)}, "2 rows of 3 numbers; expected 3 of 3"),
+        ({"prefix": 1, "previous": previous(rows=2)}, "expected 3 rows, a chunk, 3 numbers"),
     ],
 )
 def test_a_prefix_that_cannot_be_kept_is_refused(policy: DiscreteVLAPolicy, arguments: dict, said: str) -> None:
@@ -195,7 +197,7 @@ def test_an_adaptive_row_spends_what_it_needs_whatever_the_others_do(policy: Dis
     assert (sure.nfe, sure.nfe_rows) == (1, (1,) * 3)
     found = set()
     for level in torch.linspace(0.05, 0.9, 18).tolist():
-        adaptive = changed(rounds, adaptive=level, temperature=1.0)
+        adaptive = changed(rounds, adaptive=level, temperature=1.0, value="centre")
         plan = adaptive.plan(obs, generators())
         assert plan.nfe == max(plan.nfe_rows)
         found |= {plan.nfe_rows}
@@ -280,7 +282,7 @@ def test_an_unknown_instruction_is_looked_up_and_a_long_one_refused(policy: Disc
     plans = [policy.plan(observation(1, (text,)), generators(1)).actions for text in (TEXTS[0], "push the puck away", "")]
     assert all(item.isfinite().all() for item in plans)
     assert not torch.equal(plans[0], plans[1])
-    with pytest.raises(KinoiseError, match=r"'word word .* has 60 tokens; shorten it, or train with encoder\.words=60"):
+    with pytest.raises(KinoiseError, match=r"'word word .* has 60 tokens, more than 48: .* policy\.encoder\.words"):
         policy.plan(observation(1, (" ".join(["word"] * 60),)), generators(1))
     with pytest.raises(KinoiseError, match="has 8 tokens"):
         trained(small(encoder={"words": 4}), steps=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,8 +282,42 @@ def test_a_previous_plan_of_another_shape_is_refused(name: str) -> None:
     policy = load_changed(small(name), warm=0.5)
     obs = observation(policy)
     previous = policy.plan(obs, generators(3))
-    with pytest.raises(KinoiseError, match="holds 2 rows of 3 numbers; expected 3 of 3"):
+    with pytest.raises(KinoiseError, match="expected 3 rows, a chunk, 3 numbers"):
         policy.plan(obs, generators(3), previous=replace(previous, actions=previous.actions[:2]), elapsed=1)
     for wrong in ({"warm": 0.0}, {"warm_steps": 0}, {"gate": -1.0}):
         with pytest.raises(KinoiseError, match="decode"):
             load_changed(policy, **wrong)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("state", lambda x: x[..., :4], r"'state' is torch.float32 of \(4,\); the policy needs float32 of \(5,\)"),
+        ("state", lambda x: x.index_fill(2, torch.tensor([1]), float("nan")), "'state' holds NaN"),
+        ("image.front", lambda x: x[:, :, :40, :40], r"of \(40, 40, 3\); the policy needs uint8 of \(48, 48, 3\)"),
+        ("image.front", lambda x: x.float(), "torch.float32 of"),
+        ("image.front", lambda x: x[:, 0], "steps of history"),
+    ],
+)
+def test_observations_of_another_kind_are_refused(name: str, key: str, change: Callable, message: str) -> None:
+    policy = small(name, observations=["state", "image.front"]).eval()
+    obs = observation(policy)
+    wrong = replace(obs, values={**obs.values, key: change(obs.values[key])})
+    with pytest.raises(KinoiseError, match=message):
+        policy.plan(wrong, generators(3))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_warm_start_looks_at_what_is_new(name: str) -> None:
+    """From any level: what the plan before knew is asked about again under the new observation."""
+    policy = small(name, decode={"steps": 4})
+    train(policy, steps=8)
+    for level in (0.1, 0.5, 0.9):
+        warm = load_changed(policy, warm=level, warm_steps=1)
+        previous = warm.plan(observation(policy), generators(3))
+        same, other = (warm.plan(observation(policy, seed=s), generators(3), previous=previous, elapsed=2) for s in (0, 5))
+        known = policy.config.chunk - 2
+        assert not torch.equal(same.actions[:, :known], other.actions[:, :known])
+        assert all(one != two for one, two in zip(same.surprise, other.surprise, strict=True))
+        assert all(surprise > 0 for surprise in other.surprise)

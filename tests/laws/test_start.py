@@ -70,7 +70,9 @@ def test_tokens_of_the_unknown_tail_and_the_least_sure_are_masked(level: float, 
     x = warm_tokens(process, tokens, level, elapsed, sure)
     masked = x == process.mask
     assert masked[:, 6 - elapsed :].all()
-    assert (masked.flatten(1).sum(1) == max(process.count(torch.tensor(level), 18), 3 * elapsed)).all()
+    known = 18 - 3 * elapsed
+    assert (masked.flatten(1).sum(1) == 3 * elapsed + process.count(torch.tensor(level), known)).all()
+    assert masked[:, : 6 - elapsed].any((1, 2)).all(), "nothing is asked about the guess"
     assert torch.equal(x[~masked], tokens[~masked])
     for row in range(3):
         known = masked[row, : 6 - elapsed]
@@ -95,6 +97,10 @@ def test_surprise_is_the_distance_over_what_was_known() -> None:
     belief[1, 3] = 9.0
     assert distance(belief, guess, 1) == pytest.approx((0.5, 0.0))
     seen: list[torch.Tensor] = []
+    asked = torch.zeros(2, 4, 2, dtype=torch.bool)
+    asked[0, 0, 0] = True
+    belief[0, 0, 0] = 0.7
+    assert distance(belief, guess, 1, asked) == pytest.approx((0.7, 0.0))
     denoise = remembering(lambda x, t: x + 1, seen)
     denoise(torch.zeros(1), torch.ones(()))
     denoise(torch.ones(1), torch.ones(()))

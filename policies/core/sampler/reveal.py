@@ -17,7 +17,8 @@ from ..process.base import Belief, Denoise
 from ..process.masked import Masked, gumbel, sample, surest
 from ..random import Gen, branched, uniform
 
-CONFIDENCES = ("max", "gap", "mass", "random")
+CONFIDENCES = ("max", "gap", "mass", "spread", "random")
+BOUNDED = CONFIDENCES[:-1]
 NOISES = ("tokens", "ranks")
 
 NEAR = 0.02
@@ -30,7 +31,8 @@ class Reveal:
 
     Args:
         confidence: by which tokens are committed: `max`, the highest probability; `gap`, between the two highest; `mass`, of a
-            few neighbouring bins at best, which says more where bins are fine; `random`, none.
+            few neighbouring bins at best, which says more where bins are fine; `spread`, one less the standard deviation, in
+            halves of the range; `random`, none.
         temperature: of the Gumbel noise in the first round; it falls linearly to 0 in the last.
         noise: `tokens`: tokens are drawn from softmax(log p / temperature) in effect (the paper's, read so that temperature 0
             is greedy, as its ablation has it); `ranks`: the likeliest are taken, and the noise is on which are committed,
@@ -38,6 +40,7 @@ class Reveal:
         threshold: a committed token is masked again when its probability is below this times the share of rounds done; 0 never.
         residual: so is one whose probability has fallen by more than this since it was committed; 1 never.
         adaptive: a row is committed whole when all its tokens' confidence is above this; 1 never.
+        adaptive_by: which confidence that is about.
     """
 
     confidence: str = "max"
@@ -46,9 +49,10 @@ class Reveal:
     threshold: float = 0.0
     residual: float = 1.0
     adaptive: float = 1.0
+    adaptive_by: str = "spread"
 
     def __post_init__(self) -> None:
-        for name, known in {"confidence": CONFIDENCES, "noise": NOISES}.items():
+        for name, known in {"confidence": CONFIDENCES, "noise": NOISES, "adaptive_by": BOUNDED}.items():
             if getattr(self, name) not in known:
                 raise KinoiseError(f"decode.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
         if not 0 <= self.temperature < math.inf:
@@ -100,7 +104,7 @@ def reveal(
             score = score + temperature * gumbel(score.shape, gen, x.device)
         remaining = torch.full((len(x),), target, device=x.device)
         if how.adaptive < 1:
-            bound = sure if how.confidence != "random" else confidence(belief, "max", gen, process.sizes)
+            bound = confidence(belief, how.adaptive_by, gen, process.sizes)
             remaining = remaining.where(~((bound > how.adaptive) | ~masked).flatten(1).all(-1), 0)
         now = belief.gather(-1, tokens.where(masked, x)[..., None])[..., 0].exp()
         again = _doubted(how, now, committed_at, (index + 1) / rounds) & ~masked & ~pinned & (remaining > 0)[:, None, None]
@@ -122,6 +126,10 @@ def confidence(belief: Belief, kind: str, gen: Gen, sizes: Sequence[int]) -> Flo
         first, second = F.pad(p, (0, 1)).topk(2, -1).values.unbind(-1)  # a vocabulary of one has no second
         return first - second
     place = torch.arange(p.shape[-1], device=p.device)
+    if kind == "spread":
+        across = 2 * place / torch.tensor([max(size - 1, 1) for size in sizes], device=p.device)[:, None] - 1
+        mean = (p * across).sum(-1, keepdim=True)
+        return 1 - (p * (across - mean).square()).sum(-1).sqrt()
     reach = torch.tensor([int(NEAR * size) for size in sizes], device=p.device)[:, None]
     above, below = ((place + reach + 1).clamp(max=len(place)), (place - reach).clamp(min=0))
     summed = F.pad(p.cumsum(-1), (1, 0))
