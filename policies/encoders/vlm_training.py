@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...spec import KinoiseError
 from .vlm_families import Family
+
+FROZEN = "frozen_weights"
+"""Key of their fingerprint in a state dict."""
 
 
 def choose_trained(family: Family, lora: tuple[int, float] | None, vision: bool, frozen: torch.dtype) -> None:
@@ -56,16 +59,29 @@ def _add_lora(model: nn.Module, rank: int, alpha: float) -> None:
 
 
 def leave_out_frozen(module: nn.Module) -> None:
-    """From now on `module.state_dict()` lacks the parameters that are frozen now, and loading does not ask for them."""
+    """From now on `module.state_dict()` lacks the parameters that are frozen now, and loading does not ask for them.
+
+    In their place stands a fingerprint. Loading raises KinoiseError where it is another: the trained weights would be laid over
+    another model.
+    """
     frozen = frozenset(name for name, item in module.named_parameters() if not item.requires_grad)
     place = {"prefix": ""}
+    own = _fingerprint([item for _, item in sorted(module.named_parameters()) if not item.requires_grad])
 
     def save(_: nn.Module, state: dict[str, Any], prefix: str, __: Any) -> None:
         for name in frozen:
             del state[prefix + name]
+        if frozen:
+            state[prefix + FROZEN] = own
 
-    def before(_: nn.Module, __: dict[str, Any], prefix: str, *___: Any) -> None:
+    def before(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
         place["prefix"] = prefix
+        found = state.pop(prefix + FROZEN, None)
+        # A model in bf16 and the same in float32 differ by rounding.
+        if frozen and (found is None or found.shape != own.shape or not torch.allclose(found.cpu().float(), own, rtol=0.02)):
+            raise KinoiseError(
+                "these weights were trained on another vision-language model than the one at vlm.path: put that one there"
+            )
 
     def after(_: nn.Module, problems: Any) -> None:
         expected = {place["prefix"] + name for name in frozen}
@@ -74,3 +90,9 @@ def leave_out_frozen(module: nn.Module) -> None:
     module.register_state_dict_post_hook(save)
     module.register_load_state_dict_pre_hook(before)
     module.register_load_state_dict_post_hook(after)
+
+
+def _fingerprint(weights: list[nn.Parameter]) -> Tensor:
+    """A number for each tensor, from some 256 of its places: enough to tell two models apart, and read in no time."""
+    sums = [item.detach().flatten()[:: max(1, item.numel() // 256)].float().abs().sum() for item in weights]
+    return torch.stack(sums).cpu() if sums else torch.zeros(0)

@@ -9,6 +9,7 @@ import torch
 from kinoise.config import UsageError
 from kinoise.policies.core.network.tokens import NOTHING
 from kinoise.policies.encoders.vlm import VlmBackbone, VlmConfig
+from kinoise.policies.encoders.vlm_training import FROZEN, leave_out_frozen
 from kinoise.spec import KinoiseError, Observation, Spec
 from tiny_vlm import BUILD, CHUNK, HISTORY, SIZES, SPEC, STATS, TEXTS, observe, write_model
 
@@ -160,7 +161,8 @@ def test_gradients_reach_what_is_trained_and_only_that_is_saved(path, build, set
     # A look-up table's unused rows, and biases that a softmax cancels, get zeros; nothing is left without a gradient.
     assert [name for name, item in trained.items() if item.grad is None or not item.grad.isfinite().all()] == []
     assert sum(bool(item.grad.any()) for item in trained.values()) > 0.9 * len(trained)
-    assert set(backbone.state_dict()) == set(trained)
+    everything = len(trained) == len(list(backbone.parameters()))
+    assert set(backbone.state_dict()) == {*trained, *([] if everything else [FROZEN])}
     text, vision = backbone.family.names[0], backbone.family.names[1:]
     for name in backbone.state_dict():
         if name.startswith("family."):
@@ -182,6 +184,10 @@ def test_a_saved_backbone_gives_the_same_logits(path, build, settings):
     assert not torch.allclose(logits(other), expected, atol=1e-3)
     torch.nn.ModuleDict({"backbone": other}).load_state_dict(saved, strict=True)
     torch.testing.assert_close(logits(other), expected, atol=0, rtol=0)
+    lacking = {key: item for key, item in saved.items() if key != f"backbone.{FROZEN}"}
+    if len(lacking) < len(saved):
+        with pytest.raises(KinoiseError, match="another vision-language model"):
+            torch.nn.ModuleDict({"backbone": other}).load_state_dict(lacking)
     del saved["backbone.tokens"]
     with pytest.raises(RuntimeError, match=r"backbone\.tokens"):
         torch.nn.ModuleDict({"backbone": other}).load_state_dict(saved)
@@ -224,6 +230,15 @@ def test_without_images_or_language(models_at, build):
     seen = Observation({"joints": obs.values["joints"]})
     assert logits(backbone, seen).shape == (3, CHUNK, 3, max(SIZES))
     assert not torch.allclose(logits(backbone, seen), logits(backbone, Observation({"joints": -seen.values["joints"]})))
+
+
+def test_weights_are_not_laid_over_another_model(models_at, build):
+    one, other = (build(models_at["smolvlm"], fresh=True) for _ in range(2))
+    with torch.no_grad():
+        next(item for item in other.parameters() if not item.requires_grad).mul_(1.5)
+    leave_out_frozen(other)
+    with pytest.raises(KinoiseError, match="another vision-language model"):
+        other.load_state_dict(one.state_dict())
 
 
 def test_fresh_parameters_come_from_the_global_generator(models_at, build):

@@ -39,3 +39,12 @@ def test_from_pictures_to_the_control_loop(tmp_path: Path, capsys: pytest.Captur
     assert main(["eval", run, "env=metaworld/reach", "episodes=1", "horizon=6", "workers=1", "execute=1", "decode.gate=0"]) == 0
     result = json.loads((Path(run) / "eval" / "result.json").read_text())
     assert result["decode_cost"]["cold_share"] > 0
+    sweep = ["delay-sweep", run, "env=metaworld/reach", "delays=[2]", "methods=[naive,warm_prefix]"]
+    assert main([*sweep, "episodes=1", "horizon=6", "workers=1", "execute=2"]) == 0
+    rows = json.loads((Path(run) / "delay" / "delay.json").read_text())["rows"]
+    assert [(row["method"], row["delay"]) for row in rows] == [("naive", 2), ("warm_prefix", 2)]
+    assert rows[1]["nfe_per_plan"] < rows[0]["nfe_per_plan"]
+    assert rows[0]["joins"]["p99"] >= rows[0]["joins"]["p50"] >= 0
+    assert (Path(run) / "delay" / "delay.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*sweep, "episodes=1", "workers=1", "execute=7"]) == 2
+    assert "it can be 1 at most" in capsys.readouterr().err
