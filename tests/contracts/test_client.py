@@ -73,9 +73,9 @@ def test_a_policy_that_starts_from_noise_is_told_no_more_than_the_prefix() -> No
 
 def test_a_late_answer_is_given_up_and_never_taken_for_the_next() -> None:
     policy = Slow()
-    with serving(policy) as (_, url), PolicyClient(url, timeout=0.2) as client:
+    with serving(policy) as (_, url), PolicyClient(url, timeout=2.0) as client:
         policy.go.clear()
-        with pytest.raises(ServerTimeout, match=r"within 0\.2 s"):
+        with pytest.raises(ServerTimeout, match="within 2 s"):
             client.plan({"state": state()}, TEXTS[0])
         policy.go.set()
         gen = connection_generator(0, 0)
@@ -85,21 +85,22 @@ def test_a_late_answer_is_given_up_and_never_taken_for_the_next() -> None:
 
 def test_a_client_finds_a_server_that_was_started_again(policy: Policy) -> None:
     with serving(policy) as (_, url):
-        client = PolicyClient(url, timeout=5.0, backoff=Backoff(0.01, 0.05))
+        client = PolicyClient(url, timeout=30.0, backoff=Backoff(0.01, 0.05))
         client.plan({"state": state()}, TEXTS[0])
     port = int(url.rsplit(":", 1)[1])
-    started = threading.Event()
+    started, answered = threading.Event(), threading.Event()
 
     def again() -> None:
         time.sleep(0.2)
         with serving(policy, port=port):
             started.set()
-            time.sleep(0.5)
+            answered.wait(30)
 
     thread = threading.Thread(target=again)
     thread.start()
     np.testing.assert_array_equal(client.plan({"state": state()}, TEXTS[0]).actions[0], expected(policy, [0])[0])
     assert started.is_set()
+    answered.set()
     thread.join()
     with pytest.raises(ServerTimeout, match="no connection"):
         PolicyClient(url, timeout=0.2)
@@ -150,7 +151,8 @@ def test_the_controller_runs_on_a_remote_policy(policy: Policy) -> None:
     with serving(policy) as (_, url):
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
-        record = Controller(arm, inference, guards, rate=50.0, execute=2, history=1).run(0.5)
+        controller = Controller(arm, inference, guards, rate=10.0, execute=2, history=1)
+        record = controller.run(20.0, lambda: controller.record.count("used") >= 3)
         assert not record.errors
         assert record.count("used") >= 3
         first = np.clip(expected(policy, [0])[0], -1, 1)
@@ -162,10 +164,11 @@ def test_the_controller_pins_what_will_have_been_carried_out() -> None:
     with serving(policy) as (server, url):
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
-        record = Controller(arm, inference, guards, rate=50.0, execute=2, pin=True).run(0.4)
+        controller = Controller(arm, inference, guards, rate=10.0, execute=2, pin=True)
+        record = controller.run(20.0, lambda: getattr(policy, "told", (None, 0, 0))[2] > 0)
         assert not record.errors
         assert policy.told[2] > 0
-        assert server.metrics.requests >= 3
+        assert server.metrics.requests >= 2
 
 
 def test_the_controller_holds_while_the_server_is_away(policy: Policy) -> None:
