@@ -22,7 +22,7 @@ from ..process.base import Prediction
 from ..random import Gen
 from .attention import KeyValues
 from .config import NetworkConfig
-from .embed import Modulations
+from .embed import Modulation, Modulations
 from .transformer import Block, drawn
 
 NOTHING = -1e4
@@ -37,11 +37,15 @@ class Prefix(NamedTuple):
     Args:
         layers: its keys and values in each block.
         mask: which of its tokens are there; None for all.
+        norms, w_out_DVW: of all branches and the head, and the output matrices: no business of the context's, but the same in
+            every round.
         balance: the routers' load-balancing losses, in training.
     """
 
     layers: tuple[KeyValues, ...]
     mask: Bool[Tensor, "batch context"] | None
+    norms: list[Modulation]
+    w_out_DVW: Tensor
     balance: tuple[Tensor, ...] = ()
 
 
@@ -102,7 +106,8 @@ class TokenDenoiser(nn.Module):
                 x, own, balance = block.extend(x, branches, None, seen, gen)
                 layers.append(own)
                 balances.append(balance)
-        return Prefix(tuple(layers), mask, tuple(item for item in balances if item is not None))
+        w_out_DVW = torch.baddbmm(self.w_out_DVW, self.cosines_DVC, self.w_smooth_DCW)
+        return Prefix(tuple(layers), mask, norms, w_out_DVW, tuple(item for item in balances if item is not None))
 
     def forward(self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None) -> Prediction:
         """Logits `[batch, chunk, action, size]`; in training also the weighted load-balancing loss.
@@ -114,14 +119,13 @@ class TokenDenoiser(nn.Module):
         tokens = (self._embed(x) + self.step + self.dimension).flatten(1, 2)
         seen = None if prefix.mask is None else F.pad(prefix.mask, (0, tokens.shape[1]), value=True)[:, None, None]
         balances = list(prefix.balance)
-        norms = self.modulations()
+        norms = prefix.norms
         for index, (block, past) in enumerate(zip(self.blocks, prefix.layers, strict=True)):
             branches = norms[index * self.config.branches : (index + 1) * self.config.branches]
             tokens, _, balance = block.extend(tokens, branches, past, seen, gen)
             balances += [] if balance is None else [balance]
         hidden = norms[-1].enter(tokens).unflatten(1, x.shape[1:])
-        w_DVW = torch.baddbmm(self.w_out_DVW, self.cosines_DVC, self.w_smooth_DCW)
-        logits = torch.einsum("bhdw,dvw->bhdv", hidden, w_DVW) + self.bias_DV
+        logits = torch.einsum("bhdw,dvw->bhdv", hidden, prefix.w_out_DVW) + self.bias_DV
         return Prediction(logits + self.mask_offset, self.config.balance * torch.stack(balances).mean() if balances else None)
 
     def _embed(self, x: Int[Tensor, "batch chunk action"]) -> Float[Tensor, "batch chunk action width"]:
