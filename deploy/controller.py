@@ -129,7 +129,7 @@ class Controller:
     def _ask(self, tick: int, time: float) -> None:
         self._asked = tick
         plan, readings = self._plan, tuple(self._readings)
-        if plan is None:
+        if plan is None or not plan.actions.isfinite().all():  # nothing can follow on NaN, from which the guards keep the robot
             self.inference.submit(Request(tick, time, readings))
             return
         elapsed = self._step(plan, time)

@@ -152,8 +152,8 @@ def tasks(env: str) -> tuple[str, ...]:
     Raises KinoiseError when there is no such, or one is named twice.
     """
     first, *others = env.split(",")
-    simulator = first.partition("/")[0]
-    found = [_find(first), *(_find(name if "/" in name else f"{simulator}/{name}") for name in others)]
+    found = [_find(first)]
+    found += [_find(name if "/" in name else f"{found[0][0]}/{name}") for name in others]
     ids = [f"{origin}/{task}" for origin, name in found for task in _load(origin).SUITES.get(name, (name,))]
     if len(set(ids)) < len(ids):
         raise KinoiseError(f"env '{env}': a task is named twice")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -451,3 +453,16 @@ def test_a_new_episode_forgets_the_plan():
     for request in setup.inference.requests:
         if request.previous is not None:
             assert round((request.previous.t0 - 100.0) / PERIOD) // 10 == request.tick // 10
+
+
+def test_a_plan_of_nan_is_no_plan_to_go_on_from():
+    def answer(request: Request) -> Plan:
+        plan = plan_of(request)
+        return replace(plan, actions=plan.actions * (math.nan if request.tick < 8 else 1))
+
+    setup = Setup(answer=answer)
+    setup.controller.pin = True
+    setup.run(24)
+    for request in setup.inference.requests:
+        assert (request.previous is not None) == (request.tick >= 12)
+        assert request.previous is None or request.previous.actions.isfinite().all()

@@ -217,6 +217,7 @@ def test_other_names_for_a_task():
 
 def test_several_tasks_are_named_with_commas_in_the_order_given():
     assert tasks("metaworld/reach,push-v3") == ("metaworld/reach", ONE)
+    assert tasks("push,reach") == tasks("metaworld/push,metaworld/reach") == (ONE, "metaworld/reach")
     assert tasks("metaworld/mt10,assembly") == (*MT10, "metaworld/assembly")
 
 
@@ -228,8 +229,7 @@ def test_several_tasks_are_named_with_commas_in_the_order_given():
         ("metaworld/mt10,push", "named twice"),
         ("metaworld/reach,psuh", "metaworld/push"),
         ("metaworld/push,", "unknown env"),
-        ("push,reach", "unknown env"),
-        ("metaworld/push,metaworld/reach", "unknown env"),
+        ("push,metaworld/push", "named twice"),
     ],
 )
 def test_a_list_of_tasks_names_each_once_and_only_tasks(name, said):

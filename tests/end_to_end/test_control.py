@@ -86,11 +86,11 @@ def test_a_policy_that_fails_on_its_way_is_an_error_with_its_figures_kept(
 ):
     whole, calls = DiffusionPolicy.plan, []
 
-    def plan(self, obs, gen):
+    def plan(self, obs, gen, **told):
         calls.append(obs)
         if len(calls) > 1:
             raise RuntimeError("out of memory")
-        return whole(self, obs, gen)
+        return whole(self, obs, gen, **told)
 
     monkeypatch.setattr(DiffusionPolicy, "plan", plan)
     with pytest.raises(KinoiseError, match=r"planning went wrong .* out of memory"):
@@ -103,8 +103,8 @@ def test_a_policy_that_fails_on_its_way_is_an_error_with_its_figures_kept(
 def test_plans_of_nan_never_reach_the_robot(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = DiffusionPolicy.plan
 
-    def plan(self, obs, gen):
-        made = whole(self, obs, gen)
+    def plan(self, obs, gen, **told):
+        made = whole(self, obs, gen, **told)
         return replace(made, actions=torch.full_like(made.actions, torch.nan))
 
     monkeypatch.setattr(DiffusionPolicy, "plan", plan)
