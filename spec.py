@@ -243,3 +243,16 @@ class Plan:
     surprise: tuple[float, ...] = ()
     cold: tuple[bool, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)
+
+    def row(self, row: int) -> Plan:
+        """One row of the batch, with the evaluations that it needed."""
+        rows = slice(row, row + 1)
+        return replace(
+            self,
+            actions=self.actions[rows],
+            nfe=self.nfe_rows[row] if self.nfe_rows else self.nfe,
+            nfe_rows=(),
+            confidence=None if self.confidence is None else self.confidence[rows],
+            surprise=self.surprise[rows],
+            cold=self.cold[rows],
+        )

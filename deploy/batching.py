@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,7 @@ class Batcher:
                 elapsed=first.elapsed,
                 prefix=first.prefix,
             )
-            rows = [alone(plan, row) for row in range(len(asks))]
+            rows = [plan.row(row) for row in range(len(asks))]
         except Exception as error:
             if len(asks) == 1:
                 asks[0].answer.set_exception(error)
@@ -127,17 +127,3 @@ class Batcher:
         seconds = time.monotonic() - began
         for row, ask in zip(rows, asks, strict=True):
             ask.answer.set_result(Answer(row, began - ask.at, seconds, len(asks)))
-
-
-def alone(plan: Plan, row: int) -> Plan:
-    """One row of a plan, with the evaluations that it needed."""
-    rows = slice(row, row + 1)
-    return replace(
-        plan,
-        actions=plan.actions[rows],
-        nfe=plan.nfe_rows[row] if plan.nfe_rows else plan.nfe,
-        nfe_rows=(),
-        confidence=None if plan.confidence is None else plan.confidence[rows],
-        surprise=plan.surprise[rows],
-        cold=plan.cold[rows],
-    )

@@ -23,7 +23,7 @@ from rich.table import Table
 from .. import envs
 from ..config import UsageError, check_seed, parse
 from ..files import output_directory, write_json
-from ..policies.base import Policy, check_execute
+from ..policies.base import Policy, check_execute, check_pin
 from ..policies.checkpoint import identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from ..provenance import origin
@@ -96,10 +96,7 @@ def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) 
     policy.spec.require(robot.spec.select(policy.spec.observations), ("policy", "environment"))
     execute = policy.config.execute if settings.execute is None else settings.execute
     check_execute(execute, policy.config.chunk)
-    if settings.pin and not policy.pins:
-        raise UsageError(
-            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
-        )
+    check_pin(policy, settings.pin)
     guards = Guards(robot.spec, settings.guards)
     threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     inference = ThreadInference(PolicyPlanner(policy, settings.seed), threads=threads)

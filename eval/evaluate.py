@@ -21,13 +21,13 @@ from ..data import open_store
 from ..deploy.latency import percentiles
 from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
-from ..policies.base import check_execute
+from ..policies.base import check_execute, check_pin
 from ..policies.checkpoint import identity
 from ..spec import KinoiseError, Observation, Plan, Spec
 from .progress import EpisodeProgress
 from .protocol import EvaluationProtocol
 from .result import VIDEOS, Planning, make_result, overlap
-from .rollout import SLOTS, Rollout, alone, look
+from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator, Terms
 from .workers import Workers
 
@@ -187,10 +187,7 @@ def _delay(policy: Policy, latency: float, execute: int, pin: bool) -> int:
     """Steps that pass while a plan is made. Raises UsageError for a latency that the policy's chunk can't bridge."""
     if not 0 <= latency < math.inf:
         raise UsageError(f"latency={latency}: expected seconds, at least 0")
-    if pin and not policy.pins:
-        raise UsageError(
-            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
-        )
+    check_pin(policy, pin)
     delay, chunk = math.ceil(latency * policy.spec.rate - 1e-9), policy.config.chunk
     if delay > execute or execute + delay > chunk:
         raise UsageError(
@@ -221,13 +218,11 @@ def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator], 
         return []
     obs, gen, told = last
     if "previous" in told:
-        told = {**told, "previous": alone(told["previous"], 0)}
-    text = None if obs.text is None else obs.text[:1]
-    one = Observation({key: item[:1] for key, item in obs.values.items()}, obs.texts, text)
+        told = {**told, "previous": told["previous"].row(0)}
     watch = Stopwatch(policy)
     while len(watch.seconds) <= BATCH1_PLANS and sum(watch.seconds) < BATCH1_SECONDS:
         with torch.no_grad():
-            watch.plan(one, gen[:1], **told)
+            watch.plan(obs.rows([0]), gen[:1], **told)
     return watch.seconds[1:] or watch.seconds
 
 

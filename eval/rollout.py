@@ -199,7 +199,7 @@ class Rollout:
                 f"go on with while the next is made; came {tuple(plan.actions.shape)}. Choose a smaller execute= or latency=."
             )
         if self._carry:
-            self._before |= {slot: alone(plan, row) for row, slot in enumerate(slots)}
+            self._before |= {slot: plan.row(row) for row, slot in enumerate(slots)}
         actions = plan.actions.numpy()
         if previous is not None:
             actions = self._joined(actions, previous.actions[:, self._execute - 1 :].numpy())
@@ -213,14 +213,8 @@ class Rollout:
         return np.concatenate([before[:, 1 : self._delay + 1], actions[:, self._delay :]], 1)
 
 
-def alone(plan: Plan, row: int) -> Plan:
-    """One row of a batch of plans, with what the next plan may want to know of it."""
-    sure = plan.confidence
-    return Plan(plan.actions[row : row + 1], plan.dt, plan.nfe, confidence=None if sure is None else sure[row : row + 1])
-
-
 def joined(plans: Sequence[Plan]) -> Plan:
-    """A batch of `alone` plans."""
+    """A batch of plans of one row each, as far as the next plan may want to know of them."""
     sure = [item.confidence for item in plans if item.confidence is not None]
     actions = torch.cat([item.actions for item in plans])
     return Plan(actions, plans[0].dt, 0, confidence=torch.cat(sure) if len(sure) == len(plans) else None)

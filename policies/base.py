@@ -31,11 +31,16 @@ class PolicyConfig:
     chunk: int = field(default=12, metadata={"help": "actions in a plan"})
     execute: int = field(default=6, metadata={"help": "actions carried out before the next plan"})
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
 
     def __post_init__(self) -> None:
         if self.history < 1 or self.chunk < 1:
             raise UsageError(f"history={self.history}, chunk={self.chunk}: both have to be at least 1")
         check_execute(self.execute, self.chunk)
+        if not 0 <= self.goal_dropout < 1:
+            raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
+        if self.decode.guidance != 1.0 and self.goal_dropout == 0:
+            raise KinoiseError("decode.guidance needs a policy that was trained with goal_dropout above 0")
 
 
 def check_execute(execute: int, chunk: int) -> None:
@@ -205,3 +210,10 @@ class Policy(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Trained parameters; frozen encoders are not part of a policy."""
         return sum(item.numel() for item in self.parameters() if item.requires_grad)
+
+
+def check_pin(policy: Policy, pin: bool) -> None:
+    if pin and not policy.pins:
+        raise UsageError(
+            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
+        )

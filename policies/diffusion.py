@@ -38,16 +38,11 @@ class DiffusionConfig(PolicyConfig):
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=True))
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     actions: str = field(default="minmax", metadata={"help": "scaling of actions: minmax, quantile or meanstd"})
-    goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.goal_dropout < 1:
-            raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
         if self.actions not in CODECS:
             raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
-        if self.decode.guidance != 1.0 and self.goal_dropout == 0:
-            raise KinoiseError("decode.guidance needs a policy that was trained with goal_dropout above 0")
 
 
 class DiffusionPolicy(Policy):

@@ -78,14 +78,6 @@ class DiscreteVLAConfig(PolicyConfig):
     encoder: PrefixConfig = field(default_factory=PrefixConfig)
     decode: TokenDecodeConfig = field(default_factory=TokenDecodeConfig)  # pyright: ignore[reportIncompatibleVariableOverride]
     vlm: VlmConfig = field(default_factory=VlmConfig)
-    goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.goal_dropout < 1:
-            raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
-        if self.decode.guidance != 1.0 and self.goal_dropout == 0:
-            raise KinoiseError("decode.guidance needs a policy that was trained with goal_dropout above 0")
 
 
 class Embedded(nn.Module):
