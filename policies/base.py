@@ -8,15 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .core.process.base import Losses
-from .core.random import Gen
+from .core.random import Gen, move, uniform
 from .core.start import shift
 from .decode import DecodeConfig
+
+SIMULATED = 0.5
+"""The share of training samples without a simulated delay, where it is simulated at all: a first plan has nothing to go on."""
 
 
 @dataclass
@@ -32,11 +35,18 @@ class PolicyConfig:
     execute: int = field(default=6, metadata={"help": "actions carried out before the next plan"})
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     goal_dropout: float = field(default=0.1, metadata={"help": "share of samples trained without their instruction"})
+    simulated_delay: int = field(
+        default=0, metadata={"help": "training: give up to this many first actions, like those carried out during planning"}
+    )
 
     def __post_init__(self) -> None:
         if self.history < 1 or self.chunk < 1:
             raise UsageError(f"history={self.history}, chunk={self.chunk}: both have to be at least 1")
         check_execute(self.execute, self.chunk)
+        if not 0 <= self.simulated_delay < self.chunk:
+            raise UsageError(
+                f"simulated_delay={self.simulated_delay}: expected at least 0 and below the chunk's {self.chunk} actions"
+            )
         if not 0 <= self.goal_dropout < 1:
             raise KinoiseError(f"goal_dropout={self.goal_dropout}: expected at least 0 and below 1")
         if self.decode.guidance != 1.0 and self.goal_dropout == 0:
@@ -118,6 +128,18 @@ class Policy(nn.Module, ABC):
         self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
     ) -> Plan:
         """A plan that begins with `pinned`, from noise or from `guess`; in the latter case with its `surprise`."""
+
+    def simulated(self, rows: int, gen: Gen) -> Bool[Tensor, "batch chunk"] | None:
+        """Which first actions training gives away in each row: none in half of the rows, 1 to `simulated_delay` in the others.
+
+        None where the policy isn't trained so.
+        """
+        most = self.config.simulated_delay
+        if most == 0:
+            return None
+        draw = uniform((rows,), gen)
+        count = ((draw - SIMULATED) / (1 - SIMULATED)).clamp(min=0).mul(most).ceil()
+        return move(torch.arange(self.config.chunk) < count[:, None], self.device)
 
     @torch.inference_mode()
     def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:

@@ -138,7 +138,7 @@ class DiscreteVLAPolicy(Policy):
         actions = batch.actions.to(self.device)
         prefix = self.backbone.prefix(batch.observation, dropped, gen)
         clean, valid = self.bins.encode(actions), batch.valid.to(self.device)
-        losses = self.process.loss(self._network(gen), clean, prefix, valid, gen)
+        losses = self.process.loss(self._network(gen), clean, prefix, valid, gen, self.simulated(rows, gen))
         return Losses(losses.per_sample, losses.auxiliary, {"clipped": self.bins.outside(actions)})
 
     def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:

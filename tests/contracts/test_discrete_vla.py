@@ -327,7 +327,7 @@ def test_steps_after_an_episode_s_end_are_not_learned_from() -> None:
     actions = torch.zeros(2, CHUNK, 3)
     moved = torch.where(valid[..., None], actions, 0.5)
     # Hidden tokens are all that may differ in what the network sees: hide everything.
-    policy.process.corrupt = lambda clean, t, gen: policy.process.prior(clean.shape, gen)
+    policy.process.corrupt = lambda clean, t, gen, given: policy.process.prior(clean.shape, gen)
     found = [policy.loss(Batch(obs, item, valid), torch.Generator().manual_seed(0)).per_sample for item in (actions, moved)]
     assert torch.equal(*found)
     everything = torch.ones_like(valid)

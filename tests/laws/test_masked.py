@@ -310,3 +310,13 @@ def test_wrong_settings_are_refused(wrong):
 def test_wrong_grids_are_refused(steps, start):
     with pytest.raises(KinoiseError, match="grid"):
         process_of().grid(steps, start)
+
+
+@given(counts=st.lists(st.integers(0, CHUNK - 1), min_size=1, max_size=4), t=st.floats(0.01, 1), seed=st.integers(0, 9))
+def test_given_actions_are_never_masked_and_of_the_others_the_same_share_is(counts, t, seed):
+    process, clean = process_of(), clean_tokens(len(counts))
+    known = torch.arange(CHUNK) < torch.tensor(counts)[:, None]
+    x = process.corrupt(clean, time(t), generator(seed), known)
+    assert torch.equal(x[known], clean[known])
+    others = (CHUNK - torch.tensor(counts)) * len(SIZES)
+    assert torch.equal(hidden(process, x), (process.share(time(t)) * others).round().clamp(min=1).long())

@@ -99,6 +99,10 @@ class Process(Protocol):
         ctx: Any,
         valid: Bool[Tensor, "batch chunk"],
         gen: Gen,
+        given: Bool[Tensor, "batch chunk"] | None = None,
     ) -> Losses:
-        """The training loss at random times and noise. Steps outside `valid` have no part in it."""
+        """The training loss at random times and noise. Steps outside `valid` have no part in it.
+
+        Those in `given` are clean whatever the time, and not asked for: training-time real-time chunking (arXiv 2512.05964).
+        """
         ...

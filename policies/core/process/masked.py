@@ -102,13 +102,25 @@ class Masked:
             return tokens if t >= 1 else 0
         return min(max(math.floor(float(self.share(t)) * tokens + 1e-9), 1), max(tokens - 1, 1))
 
-    def corrupt(self, clean: Int[Tensor, "batch ..."], t: Float[Tensor, "..."], gen: Gen) -> Int[Tensor, "batch ..."]:
-        """max(1, round(gamma(t) L)) of each row's L tokens masked, at random places; none at t = 0."""
+    def corrupt(
+        self,
+        clean: Int[Tensor, "batch ..."],
+        t: Float[Tensor, "..."],
+        gen: Gen,
+        given: Bool[Tensor, "batch chunk"] | None = None,
+    ) -> Int[Tensor, "batch ..."]:
+        """max(1, round(gamma(t) L)) of each row's L tokens masked, at random places; none at t = 0.
+
+        Actions in `given` are never masked, and L counts the others' tokens.
+        """
         rows = clean.flatten(1)
-        tokens = rows.shape[1]
-        wanted = (self.share(t) * tokens).round().clamp(min=1).where(t.double() > 0, 0)
-        rank = uniform(rows.shape, gen).argsort(-1).argsort(-1)
-        hidden = move(rank < wanted.reshape(-1, 1), clean.device)
+        order = uniform(rows.shape, gen)
+        tokens = torch.full((len(rows),), rows.shape[1])
+        if given is not None:
+            kept = given[:, :, None].expand_as(clean).flatten(1).to(order.device)
+            order, tokens = order.masked_fill(kept, 2.0), (~kept).sum(-1)
+        wanted = (self.share(t) * tokens).round().clamp(min=1).where(t.double() > 0, 0).minimum(tokens)
+        hidden = move(order.argsort(-1).argsort(-1) < wanted[:, None], clean.device)
         return rows.masked_fill(hidden, self.mask).view_as(clean)
 
     def predict(self, net: Network, x: Int[Tensor, "batch chunk action"], t: Float[Tensor, "..."], ctx: Any) -> Belief:
@@ -143,10 +155,11 @@ class Masked:
         ctx: Any,
         valid: Bool[Tensor, "batch chunk"],
         gen: Gen,
+        given: Bool[Tensor, "batch chunk"] | None = None,
     ) -> Losses:
         """`loss_at` random masks and times: uniform in (0, 1], and 1 for the share `full`, where an observation says all."""
         t = 1 - ((uniform((len(clean),), gen).double() - self.config.full) / (1 - self.config.full)).clamp(min=0)
-        return self.loss_at(net, clean, ctx, valid, t, self.corrupt(clean, t, gen))
+        return self.loss_at(net, clean, ctx, valid, t, self.corrupt(clean, t, gen, given))
 
     def loss_at(
         self,
