@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
+from .core.budget import Budget
 from .core.process.base import Losses
 from .core.random import Gen, move, uniform
-from .core.start import shift
 from .decode import DecodeConfig
+from .replan import Start, check_prefix, guess, replaced
 
 SIMULATED = 0.5
 """The share of training samples without a simulated delay, where it is simulated at all: a first plan has nothing to go on."""
@@ -58,40 +59,6 @@ def check_execute(execute: int, chunk: int) -> None:
         raise UsageError(f"execute={execute}: expected between 1 and the plan's {chunk} actions")
 
 
-class Guess(NamedTuple):
-    """The plan before, as it looks from now on, in physical units.
-
-    Args:
-        actions: shifted by what was carried out; the last is repeated.
-        elapsed: how many were, hence how many at the end are repetitions.
-        confidence: that the plan before had in them, where it knew.
-    """
-
-    actions: Float[Tensor, "batch chunk action"]
-    elapsed: int
-    confidence: Float[Tensor, "batch chunk action"] | None
-
-
-def replaced(plan: Plan, rows: list[int], other: Plan) -> Plan:
-    """`plan`, with the plans of `other` in these rows, and what both cost."""
-    actions, confidence = plan.actions.clone(), None if plan.confidence is None else plan.confidence.clone()
-    actions[rows] = other.actions
-    if confidence is not None and other.confidence is not None:
-        confidence[rows] = other.confidence
-    each = list(plan.nfe_rows or (plan.nfe,) * len(actions))
-    for row, more in zip(rows, other.nfe_rows or (other.nfe,) * len(rows), strict=True):
-        each[row] += more
-    return replace(
-        plan,
-        actions=actions,
-        confidence=confidence,
-        nfe=plan.nfe + other.nfe,
-        nfe_rows=tuple(each),
-        cold=tuple(row in rows for row in range(len(actions))),
-        timing={key: seconds + other.timing.get(key, 0.0) for key, seconds in plan.timing.items()},
-    )
-
-
 class Policy(nn.Module, ABC):
     """A map from observations to plans, without episode state: nothing to reset, nothing that can leak.
 
@@ -116,7 +83,7 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
 
-    pins: ClassVar[bool] = False
+    pins: ClassVar[bool] = True
     """Whether `plan` can keep a prefix of the previous plan."""
 
     @abstractmethod
@@ -124,10 +91,8 @@ class Policy(nn.Module, ABC):
         """The training loss of each window. All randomness comes from `gen`."""
 
     @abstractmethod
-    def decode(
-        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
-    ) -> Plan:
-        """A plan that begins with `pinned`, from noise or from `guess`; in the latter case with its `surprise`."""
+    def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
+        """A plan from where `start` says, which begins with its `pinned`; from a guess, with its `surprise`."""
 
     def simulated(self, rows: int, gen: Gen) -> Bool[Tensor, "batch chunk"] | None:
         """Which first actions training gives away in each row: none in half of the rows, 1 to `simulated_delay` in the others.
@@ -141,8 +106,16 @@ class Policy(nn.Module, ABC):
         count = ((draw - SIMULATED) / (1 - SIMULATED)).clamp(min=0).mul(most).ceil()
         return move(torch.arange(self.config.chunk) < count[:, None], self.device)
 
-    @torch.inference_mode()
-    def plan(self, obs: Observation, gen: Gen, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
+    def plan(
+        self,
+        obs: Observation,
+        gen: Gen,
+        *,
+        previous: Plan | None = None,
+        elapsed: int = 0,
+        prefix: int = 0,
+        budget: float | None = None,
+    ) -> Plan:
         """One plan per row of `obs`, on the CPU in physical units.
 
         With a sequence of generators, row i draws from `gen[i]` alone, so what else is in the batch doesn't change its noise.
@@ -152,65 +125,47 @@ class Policy(nn.Module, ABC):
                 unless nothing of them is left.
             elapsed: actions of `previous` that were carried out by the time of `obs`.
             prefix: how many of those that follow are carried out whatever this plan says; they come back as its first ones.
+            budget: seconds that planning may take. What an evaluation costs is read from `previous`: so many steps are taken as
+                there is time for, one at least. Where it costs more than that, the rest is left out.
 
         Raises:
-            KinoiseError: a policy in training mode; a previous plan of another shape; a prefix that it, the chunk or this kind
-                of policy can't hold.
+            KinoiseError: a policy in training mode; a previous plan of another shape or with NaN; a prefix that it or the chunk
+                can't hold; a budget that isn't positive.
         """
         if self.training:
             raise KinoiseError("a policy in training mode can't plan: call policy.eval() first")
-        decode = self.config.decode
+        start = self._start(obs, previous, elapsed, prefix, budget)
+        # Without inference mode, tensors can take part in a gradient.
+        with torch.inference_mode(not self.differentiates(start)), torch.no_grad():
+            plan, gate = self.decode(obs, gen, start), self.config.decode.gate
+            if not start.warm or gate is None:
+                return plan
+            over = start.budget is not None and start.budget.left <= 0
+            cold = [row for row, surprise in enumerate(plan.surprise) if surprise > gate and not over]
+            if not cold:
+                return replace(plan, cold=(False,) * obs.batch)
+            own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
+            return replaced(plan, cold, self.decode(obs.rows(cold), own, start.cold(cold)))
+
+    def differentiates(self, start: Start) -> bool:
+        """Whether decoding from there takes gradients."""
+        return False
+
+    def _start(self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int, budget: float | None) -> Start:
+        """Where a plan starts, all of it checked."""
+        check_prefix(prefix, elapsed, previous, self.config.chunk)
+        known, cost = None, None
         if previous is not None:
-            self._check_previous(obs, previous)
-        pinned, guess = self.committed(previous, elapsed, prefix), None
-        if previous is not None and decode.warm < 1 and elapsed < self.config.chunk:
-            if previous.actions.shape[1] != self.config.chunk:
+            found = tuple(previous.actions.shape)
+            if len(found) != 3 or found[::2] != (obs.batch, self.spec.action_dim):
                 raise KinoiseError(
-                    f"a warm start needs a previous plan of {self.config.chunk} actions, came {previous.actions.shape[1]}"
+                    f"the previous plan has the shape {found}: "
+                    f"expected {obs.batch} rows, a chunk, {self.spec.action_dim} numbers"
                 )
-            confidence = None if previous.confidence is None else shift(previous.confidence, elapsed)
-            guess = Guess(shift(previous.actions, elapsed), elapsed, confidence)
-        plan = self.decode(obs, gen, pinned, guess)
-        if guess is None or decode.gate is None:
-            return plan
-        cold = [row for row, surprise in enumerate(plan.surprise) if surprise > decode.gate]
-        if not cold:
-            return replace(plan, cold=(False,) * obs.batch)
-        own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
-        return replaced(plan, cold, self.decode(obs.rows(cold), own, None if pinned is None else pinned[cold], None))
-
-    def committed(self, previous: Plan | None, elapsed: int, prefix: int) -> Float[Tensor, "batch prefix action"] | None:
-        """The actions that `plan` is told to keep, checked; None for none.
-
-        Raises KinoiseError when there are not so many, in the previous plan or in a chunk, or not one plan per row.
-        """
-        if prefix < 0 or elapsed < 0:
-            raise KinoiseError(f"prefix={prefix}, elapsed={elapsed}: expected at least 0")
-        if prefix == 0:
-            return None
-        if prefix > self.config.chunk:
-            raise KinoiseError(f"prefix={prefix} is longer than the policy's chunk of {self.config.chunk} actions")
-        if previous is None:
-            raise KinoiseError(f"prefix={prefix} pins actions of the previous plan: give previous=")
-        length = previous.actions.shape[1]
-        if elapsed + prefix > length:
-            raise KinoiseError(
-                f"prefix={prefix} after elapsed={elapsed} needs {elapsed + prefix} actions; the previous plan has {length}"
-            )
-        return previous.actions[:, elapsed : elapsed + prefix]
-
-    def _check_previous(self, obs: Observation, previous: Plan) -> None:
-        found = tuple(previous.actions.shape)
-        if len(found) != 3 or found[::2] != (obs.batch, self.spec.action_dim):
-            raise KinoiseError(
-                f"the previous plan has the shape {found}: expected {obs.batch} rows, a chunk, {self.spec.action_dim} numbers"
-            )
-        if previous.confidence is not None and previous.confidence.shape != previous.actions.shape:
-            raise KinoiseError(
-                f"the previous plan's confidence has the shape {tuple(previous.confidence.shape)}: expected {found}"
-            )
-        if not previous.actions.isfinite().all():
-            raise KinoiseError("the previous plan holds NaN or infinity: plan without it")
+            known = guess(previous, elapsed, self.config.chunk)
+            cost = previous.timing.get("denoise", 0.0) / previous.nfe if previous.nfe else None
+        warm = known is not None and self.config.decode.warm < 1
+        return Start(known, warm, prefix, None if budget is None else Budget(budget, cost))
 
     def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
         """What a user should know before this policy is trained on these actions, a line each."""

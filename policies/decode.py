@@ -10,6 +10,8 @@ from ..config import UsageError
 from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
 from .core.sampler.reveal import BOUNDED, CONFIDENCES, NOISES
 
+PREFIXES = ("auto", "given", "guided")
+
 
 @dataclass
 class DecodeConfig:
@@ -25,7 +27,16 @@ class DecodeConfig:
         default=None, metadata={"help": "start from noise after all when the first belief is further from it, normalised RMS"}
     )
 
+    prefix: str = field(
+        default="auto", metadata={"help": "how a plan keeps what is carried out meanwhile: given, guided or auto"}
+    )
+    pull: float = field(default=5.0, metadata={"help": "guided: the most that the known actions count"})
+
     def __post_init__(self) -> None:
+        if self.prefix not in PREFIXES:
+            raise UsageError(f"decode.prefix={self.prefix}: expected one of {', '.join(PREFIXES)}")
+        if not 0 < self.pull < math.inf:
+            raise UsageError(f"decode.pull={self.pull}: expected more than 0")
         if self.sampler not in self.samplers():
             raise UsageError(f"decode.sampler={self.sampler}: the samplers are {', '.join(self.samplers())}")
         if self.steps < 1:
@@ -65,6 +76,8 @@ class DecodeChanges:
     warm_steps: int | None = _change("its grid intervals")
     renoise: bool | None = _change("add that level's noise to the plan before")
     gate: float | None = _change("start from noise after all when the first belief is further from the plan before")
+    prefix: str | None = _change("how a plan keeps what is carried out meanwhile: given, guided or auto")
+    pull: float | None = _change("guided: the most that the known actions count")
     confidence: str | None = _change(f"tokens: what is committed first, one of {', '.join(CONFIDENCES)}")
     temperature: float | None = _change("tokens: Gumbel noise in the first round, falling to 0")
     noise: str | None = _change(f"tokens: what that noise is on, one of {', '.join(NOISES)}")

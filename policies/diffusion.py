@@ -17,16 +17,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
-from .base import Guess, Policy, PolicyConfig
+from .base import Policy, PolicyConfig
 from .core.codec import CODECS, Affine
-from .core.guidance import guided
-from .core.network import Denoiser, Level, NetworkConfig
+from .core.guidance import given, guided, pulled, softening
+from .core.network import Denoiser, Given, Level, NetworkConfig
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
+from .core.process.gaussian import CLEAN
 from .core.random import Gen, uniform
 from .core.sampler import SAMPLERS
 from .core.start import distance, remembering, warm_noise
 from .encoders import EncoderConfig, ObservationEncoder
+from .replan import Start
 
 
 @dataclass
@@ -43,6 +45,8 @@ class DiffusionConfig(PolicyConfig):
         super().__post_init__()
         if self.actions not in CODECS:
             raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
+        if self.decode.prefix == "given" and self.simulated_delay == 0:
+            raise KinoiseError("decode.prefix=given needs a policy that was trained with simulated_delay above 0: take guided")
 
 
 class DiffusionPolicy(Policy):
@@ -56,7 +60,7 @@ class DiffusionPolicy(Policy):
         self.codec = Affine.fit(self.stats["action"], config.actions)
         self.network = Denoiser(config.network, spec.action_dim, config.chunk)
         self.process = make_process(config.process)
-        self._levels: dict[float, Level] = {}
+        self._levels: dict[tuple[float, int], Level] = {}
 
     def loss(self, batch: Batch, gen: Gen) -> Losses:
         """The process's loss on normalised actions, over valid steps; MoDE's router adds its balance."""
@@ -64,62 +68,99 @@ class DiffusionPolicy(Policy):
         dropped = uniform((rows,), gen, self.device) < self.config.goal_dropout
         context = self.observe(batch.observation, dropped)
         clean = self.codec.encode(batch.actions.to(self.device))
-        network = partial(self.network, gen=gen)
-        return self.process.loss(network, clean, context, batch.valid.to(self.device), gen)
+        known = self.simulated(rows, gen)
+        network = partial(self.network, gen=gen, given=None if known is None else Given(known, self._no_noise))
+        return self.process.loss(network, clean, context, batch.valid.to(self.device), gen, known)
 
-    def decode(
-        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
-    ) -> Plan:
-        """`decode.steps` intervals of `decode.sampler` from noise, or `decode.warm_steps` from the guess's level."""
-        if pinned is not None:
-            raise KinoiseError(f"prefix={pinned.shape[1]}: the policy '{self.config.name}' can't pin actions; discrete_vla can")
+    def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
+        """`decode.steps` intervals of `decode.sampler` from noise, or `decode.warm_steps` from the guess's level.
+
+        A prefix is given to a policy that was trained with so long ones; others are pulled towards what is left of the plan
+        before.
+        """
         decode = self.config.decode
-        started = time.perf_counter()
+        begin = time.perf_counter()
         asked: list[Tensor] = []
-        denoise = self._denoise(obs, asked)
+        first: list[Tensor] = []
+        guess = None if start.guess is None else self.codec.encode(start.guess.actions.to(self.device))
+        denoise = self._denoise(obs, asked, start.prefix if self._gives(start) else 0)
         encoded = time.perf_counter()
-        shape = (obs.batch, self.config.chunk, self.spec.action_dim)
-        sampler, first, clean = SAMPLERS[decode.sampler], [], None
-        if guess is None:
-            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(decode.steps)
+        if guess is not None and start.guess is not None and start.prefix:
+            denoise = self._keeping(denoise, guess, start)
+        if start.warm:
+            denoise = remembering(denoise, first)
+        most = decode.replan_steps if start.warm else decode.steps
+        if start.budget is not None:
+            most, denoise = start.budget.steps(most), start.budget.keep(denoise)
+        if start.warm and guess is not None:
+            x = warm_noise(self.process, guess, decode.warm, gen, decode.renoise)
+            grid = self.process.grid(most, decode.warm)
         else:
-            clean = self.codec.encode(guess.actions.to(self.device))
-            x = warm_noise(self.process, clean, decode.warm, gen, decode.renoise)
-            grid, denoise = self.process.grid(decode.replan_steps, decode.warm), remembering(denoise, first)
-        actions = self.codec.decode(sampler(self.process, denoise, x, grid, gen)).float().cpu()
-        surprise = () if clean is None or guess is None else distance(first[0], clean, guess.elapsed)
+            shape = (obs.batch, self.config.chunk, self.spec.action_dim)
+            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(most)
+        actions = self.codec.decode(SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen)).float().cpu()
+        if start.pinned is not None:
+            actions[:, : start.prefix] = start.pinned
+        surprise = distance(first[0], guess, start.guess.elapsed) if first and guess is not None and start.guess else ()
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
             nfe=len(asked),
             surprise=surprise,
-            timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
+            timing={"encode": encoded - begin, "denoise": time.perf_counter() - encoded},
         )
 
-    def _denoise(self, obs: Observation, asked: list[Tensor]) -> Denoise:
-        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`."""
-        everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
-        given = self._bind(obs, everyone, asked)
-        if self.config.decode.guidance == 1.0:
-            return given
-        return guided(given, self._bind(obs, ~everyone, asked), self.config.decode.guidance)
+    def differentiates(self, start: Start) -> bool:
+        return start.prefix > 0 and not self._gives(start)
 
-    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor]) -> Denoise:
+    def _gives(self, start: Start) -> bool:
+        """Whether the network sees a prefix as one that it was trained with."""
+        way = self.config.decode.prefix
+        return way == "given" or (way == "auto" and 0 < start.prefix <= self.config.simulated_delay)
+
+    def _keeping(self, denoise: Denoise, guess: Float[Tensor, "batch chunk action"], start: Start) -> Denoise:
+        if self._gives(start):
+            return given(self.process, denoise, guess[:, : start.prefix])
+        assert start.guess is not None
+        weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk).to(self.device)
+        return pulled(self.process, denoise, guess, weight, self.config.decode.pull)
+
+    def _denoise(self, obs: Observation, asked: list[Tensor], prefix: int) -> Denoise:
+        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`.
+
+        Args:
+            prefix: how many first actions it sees clean.
+        """
+        everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
+        conditional = self._bind(obs, everyone, asked, prefix)
+        if self.config.decode.guidance == 1.0:
+            return conditional
+        return guided(conditional, self._bind(obs, ~everyone, asked, prefix), self.config.decode.guidance)
+
+    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor], prefix: int) -> Denoise:
         context = self.observe(obs, dropped)
 
         def network(
             x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]
         ) -> Prediction:
             asked.append(noise)
-            return self.network(x, self._level(noise), ctx)
+            return self.network(x, self._level(noise, prefix), ctx)
 
         return lambda x, t: self.process.predict(network, x, t, context)
 
-    def _level(self, noise: Float[Tensor, ""]) -> Level:
-        """What depends on the noise level and the weights alone, computed once per level of the grid."""
-        key = float(noise)
+    @property
+    def _no_noise(self) -> Float[Tensor, ""]:
+        """What the network is told of given actions."""
+        return self.process.label(CLEAN)
+
+    def _level(self, noise: Float[Tensor, ""], prefix: int) -> Level:
+        """What depends on the noise level, the prefix and the weights alone, computed once per level of the grid."""
+        key = float(noise), prefix
         if key not in self._levels:
-            self._levels[key] = self.network.level(noise)
+            given = (torch.arange(self.config.chunk, device=self.device) < prefix)[None]
+            # The tensors are kept, and may take part in a gradient later.
+            with torch.inference_mode(False):
+                self._levels[key] = self.network.level(noise, Given(given, self._no_noise) if prefix else None)
         return self._levels[key]
 
     def train(self, mode: bool = True) -> DiffusionPolicy:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
-from .base import Guess, Policy, PolicyConfig
+from .base import Policy, PolicyConfig
 from .core.bins import Bins, BinsConfig
 from .core.guidance import guided
 from .core.network import NetworkConfig, Prefix, TokenDenoiser
@@ -29,6 +29,7 @@ from .core.start import distance, warm_tokens
 from .decode import DecodeConfig
 from .encoders.prefix import PrefixConfig, PrefixEncoder
 from .encoders.vlm import VlmBackbone, VlmConfig
+from .replan import Guess, Start
 
 VALUES = ("centre", "expectation")
 
@@ -51,6 +52,8 @@ class TokenDecodeConfig(DecodeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.reveal
+        if self.prefix == "guided":
+            raise KinoiseError("decode.prefix=guided: tokens are not pulled, a prefix of them is given. Take auto.")
         if self.value not in VALUES:
             raise KinoiseError(f"decode.value={self.value}: expected one of {', '.join(VALUES)}")
         if self.value == "expectation" and (self.sampler == "ancestral" or (self.temperature > 0 and self.noise == "tokens")):
@@ -116,7 +119,6 @@ class DiscreteVLAPolicy(Policy):
     """Reveals action tokens in rounds; see `Policy` for the arguments."""
 
     config: DiscreteVLAConfig
-    pins = True
 
     def __init__(self, config: DiscreteVLAConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
         super().__init__(config, spec, stats, texts)
@@ -150,31 +152,31 @@ class DiscreteVLAPolicy(Policy):
         bounds = "the 1st and 99th percentiles of their dimensions"
         return [f"{count} of {actions.numel()} action numbers ({share:.2%}) lie beyond {bounds} and are clipped to the bins"]
 
-    def decode(
-        self, obs: Observation, gen: Gen, pinned: Float[Tensor, "batch prefix action"] | None, guess: Guess | None
-    ) -> Plan:
+    def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
         """`decode.steps` rounds from masked tokens; fewer where actions are pinned or `decode.adaptive` is met.
 
         From a guess, `decode.warm_steps` rounds with its tail and its least sure tokens masked.
         """
-        decode = self.config.decode
-        started = time.perf_counter()
+        decode, guess = self.config.decode, start.guess if start.warm else None
+        begin = time.perf_counter()
         rounds: list[Round] = []
         denoise = self._denoise(obs, rounds)
         encoded = time.perf_counter()
-        shape = (obs.batch, self.config.chunk, self.spec.action_dim)
+        most = decode.steps if guess is None else decode.replan_steps
+        if start.budget is not None:
+            most, denoise = start.budget.steps(most), start.budget.keep(denoise)
         if guess is None:
-            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(decode.steps)
+            shape = (obs.batch, self.config.chunk, self.spec.action_dim)
+            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(most)
         else:
-            x = self._warm(guess)
-            grid = self.process.grid(decode.replan_steps, decode.warm)
-        if pinned is not None:
-            x[:, : pinned.shape[1]] = self.bins.encode(pinned.to(self.device))
+            x, grid = self._warm(guess), self.process.grid(most, decode.warm)
+        if start.pinned is not None:
+            x[:, : start.prefix] = self.bins.encode(start.pinned.to(self.device))
         known = x != self.process.mask
         x = TOKEN_SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen, decode.reveal)
         actions, confidence = (item.cpu() for item in self._read(x, known, rounds, guess))
-        if pinned is not None:
-            actions[:, : pinned.shape[1]] = pinned
+        if start.pinned is not None:
+            actions[:, : start.prefix] = start.pinned
         each = self._evaluations(rounds, obs.batch)
         return Plan(
             actions=actions,
@@ -183,7 +185,7 @@ class DiscreteVLAPolicy(Policy):
             nfe_rows=tuple(count * self._calls for count in each),
             confidence=confidence,
             surprise=() if guess is None else self._surprise(guess, rounds),
-            timing={"encode": encoded - started, "denoise": time.perf_counter() - encoded},
+            timing={"encode": encoded - begin, "denoise": time.perf_counter() - encoded},
         )
 
     def _warm(self, guess: Guess) -> Int[Tensor, "batch chunk action"]:

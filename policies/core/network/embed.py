@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .config import NetworkConfig
@@ -72,6 +72,23 @@ class Modulation(NamedTuple):
 
     def leave(self, x: Tensor, branch: Tensor) -> Tensor:
         return x + branch if self.gate is None else torch.addcmul(x, self.gate, branch)
+
+    def where(self, tokens: Bool[Tensor, "#batch tokens 1"], other: Modulation) -> Modulation:
+        """The other one at these tokens."""
+        shift, gate = (
+            None if mine is None or theirs is None else torch.where(tokens, theirs, mine)
+            for mine, theirs in ((self.shift, other.shift), (self.gate, other.gate))
+        )
+        return Modulation(torch.where(tokens, other.scale, self.scale), shift, gate)
+
+    def last(self, tokens: int) -> Modulation:
+        """Without what is said about each of the tokens before these."""
+        shift, gate = (None if item is None else _last(item, tokens) for item in (self.shift, self.gate))
+        return Modulation(_last(self.scale, tokens), shift, gate)
+
+
+def _last(x: Tensor, tokens: int) -> Tensor:
+    return x if x.ndim < 2 or x.shape[-2] == 1 else x[..., -tokens:, :]
 
 
 class Modulations(nn.Module):

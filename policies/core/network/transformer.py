@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -18,20 +19,43 @@ from .embed import Modulation, Modulations, NoiseEmbedding, linear, unit
 from .moe import Choice, Dispatch, FeedForward, Router, Share, choose, dispatch, imbalance
 
 
+class Given(NamedTuple):
+    """Actions that are clean while the others are noisy, hence at a noise level of their own (arXiv 2512.05964).
+
+    Args:
+        actions: which they are.
+        noise: the process's label of no noise.
+    """
+
+    actions: Bool[Tensor, "#batch chunk"]
+    noise: Float[Tensor, ""]
+
+
 class Level(NamedTuple):
     """Everything in a forward pass that depends on the noise alone. `Denoiser.level` makes one to serve any batch.
 
     Args:
         token: the noise as a token, `[1 or batch, 1, width]`.
         branches: the modulations of each block's branches, and last the head's.
-        experts: each block's: those of all rows (`Denoiser.level`), or each row's; None where noise does not choose.
+        experts: each block's: those of all rows (`Denoiser.level`), or each row's; None where noise does not choose. Given
+            actions go where their row goes.
         balance: the routing's load-balancing loss, in training.
+        given: which actions are clean, and the modulations that they have instead.
     """
 
     token: Tensor
     branches: list[Modulation]
     experts: tuple[tuple[Share, ...] | Dispatch | None, ...]
     balance: Tensor | None = None
+    given: tuple[Bool[Tensor, "#batch chunk"], list[Modulation]] | None = None
+
+    def spread(self, tokens: int) -> list[Modulation]:
+        """`branches`, for each of so many tokens where some are given: actions are the last."""
+        if self.given is None:
+            return self.branches
+        given, clean = self.given
+        which = F.pad(given, (tokens - given.shape[-1], 0))[..., None]
+        return [own.where(which, other) for own, other in zip(self.branches, clean, strict=True)]
 
 
 class Block(nn.Module):
@@ -58,7 +82,9 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "batch kept width"], Tensor | None]:
         """The last `keep` tokens, or all, after this block; and in training a token router's load-balancing loss."""
         attended = self.attention(branches[0].enter(x), keep=keep)
-        return self._finish(x if keep is None else x[:, -keep:], attended, memory, branches, experts, gen)
+        if keep is not None:
+            x, branches = x[:, -keep:], [item.last(keep) for item in branches]
+        return self._finish(x, attended, memory, branches, experts, gen)
 
     def extend(
         self,
@@ -141,37 +167,39 @@ class Denoiser(nn.Module):
         noise: Float[Tensor, "*rows"] | Level,
         context: Float[Tensor, "batch tokens width"],
         gen: Gen | None = None,
+        given: Given | None = None,
     ) -> Prediction:
         """The network's output, `[batch, chunk, action]`; in training also the weighted load-balancing loss.
 
         Args:
             noise: the process's label, of each row (`[batch]`) or of all (0-d); or the `level` made of the latter.
             gen: draws the experts and the dropout of training; not used in eval mode, which takes the likeliest experts.
+            given: actions that come clean, whatever the others' noise; a `level` knows its own.
 
         Raises:
             KinoiseError: training without `gen` where something has to be drawn.
         """
         gen = drawn(self, self.config, gen)
-        level = noise if isinstance(noise, Level) else self._condition(noise.expand(len(x)), gen)
+        level = noise if isinstance(noise, Level) else self._condition(noise.expand(len(x)), gen, given)
         tokens, memory = self.actions(x.to(self.position.dtype)) + self.position, None
         seen = [level.token.expand(len(x), -1, -1), context] if self.config.noise_token else [context]
         if self.memory_norm is None:
             tokens = torch.cat([*seen, tokens], 1)
         else:
             memory = unit(torch.cat(seen, 1), self.memory_norm * self.config.width**0.5)
-        balances = [level.balance]
+        balances, modulations = [level.balance], level.spread(tokens.shape[1])
         for index, block in enumerate(self.blocks):
             start = index * self.config.branches
-            branches = level.branches[start : start + self.config.branches]
+            branches = modulations[start : start + self.config.branches]
             keep = self.chunk if index == len(self.blocks) - 1 else None
             tokens, balance = block(tokens, memory, branches, level.experts[index], gen, keep)
             balances.append(balance)
-        value = self.head(level.branches[-1].enter(tokens)).to(x.dtype)
+        value = self.head(modulations[-1].last(self.chunk).enter(tokens)).to(x.dtype)
         parts = [balance for balance in balances if balance is not None]
         return Prediction(value, self.config.balance * torch.stack(parts).mean() if parts else None)
 
     @torch.no_grad()
-    def level(self, noise: Float[Tensor, ""]) -> Level:
+    def level(self, noise: Float[Tensor, ""], given: Given | None = None) -> Level:
         """What all rows at one noise level share, to be computed once: phi, norms and gates, and the likeliest experts.
 
         It goes stale when the weights change.
@@ -181,14 +209,17 @@ class Denoiser(nn.Module):
         if self.router is not None:
             choices = (part.tolist() for part in choose(self.router(phi), self.config.chosen, None))
             experts = tuple(block.feedforward.shares(*one) for block, *one in zip(self.blocks, *choices, strict=True))
-        return Level(phi[None, None], self.modulations(phi), experts)
+        return Level(phi[None, None], self.modulations(phi), experts, given=self._clean(given))
 
     @torch.no_grad()
     def expert_use(self, noise: Float[Tensor, "levels"]) -> Float[Tensor, "levels depth experts"] | None:
         """Each expert's probability at each noise label; rows sum to one. None where noise does not choose experts."""
         return None if self.router is None else self.router(self.noise(noise))
 
-    def _condition(self, noise: Float[Tensor, "batch"], gen: Gen | None) -> Level:
+    def _clean(self, given: Given | None) -> tuple[Bool[Tensor, "#batch chunk"], list[Modulation]] | None:
+        return None if given is None else (given.actions, self.modulations(self.noise(given.noise)))
+
+    def _condition(self, noise: Float[Tensor, "batch"], gen: Gen | None, given: Given | None) -> Level:
         phi = self.noise(noise)
         experts, balance = (None,) * self.config.depth, None
         if self.router is not None:
@@ -196,7 +227,7 @@ class Denoiser(nn.Module):
             choice = choose(probabilities, self.config.chosen, gen)
             experts = dispatch(choice, self.config.experts)
             balance = imbalance(probabilities, choice) if self.training and self.config.routing == "noise" else None
-        return Level(phi[:, None], self.modulations(phi[:, None]), experts, balance)
+        return Level(phi[:, None], self.modulations(phi[:, None]), experts, balance, self._clean(given))
 
 
 def drawn(network: nn.Module, config: NetworkConfig, gen: Gen | None) -> Gen | None:

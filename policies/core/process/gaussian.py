@@ -22,6 +22,9 @@ ALPHA_FLOOR = 0.01
 Tables always keep some, and there "eps" is the noise exactly, as in DDPM.
 """
 
+CLEAN = torch.zeros((), dtype=torch.float64)
+"""The time without noise."""
+
 
 class Coefficients(NamedTuple):
     """All that a time decides: Python floats for one time, tensors that broadcast over x for a time per row.
@@ -121,9 +124,10 @@ class Gaussian:
         ctx: Any,
         valid: Bool[Tensor, "batch chunk"],
         gen: Gen,
+        given: Bool[Tensor, "batch chunk"] | None = None,
     ) -> Losses:
         """`loss_at` random times and noise."""
-        return self.loss_at(net, clean, ctx, valid, self.times(len(clean), gen), _noise_like(clean, gen))
+        return self.loss_at(net, clean, ctx, valid, self.times(len(clean), gen), _noise_like(clean, gen), given)
 
     def loss_at(
         self,
@@ -133,10 +137,14 @@ class Gaussian:
         valid: Bool[Tensor, "batch chunk"],
         t: Float[Tensor, "batch"],
         eps: Float[Tensor, "batch chunk action"],
+        given: Bool[Tensor, "batch chunk"] | None = None,
     ) -> Losses:
-        """Mean squared error on F over the valid steps of each row; a row without any has loss 0."""
+        """Mean squared error on F over the valid steps of each row that aren't given; a row without any has loss 0."""
         at = self.at(t, clean)
-        value, balance = net(at.into * (at.alpha * clean + at.sigma * eps), _told(at), ctx)
+        x = at.into * (at.alpha * clean + at.sigma * eps)
+        if given is not None:
+            x, valid = torch.where(given[..., None], self.at(CLEAN, clean).into * clean, x), valid & ~given
+        value, balance = net(x, _told(at), ctx)
         error = (value - (at.clean * clean + at.noise * eps)).square().mean(-1)
         per_sample = error.where(valid, 0).sum(-1) / valid.sum(-1).clamp(min=1)
         return Losses(per_sample, {} if balance is None else {"balance": balance})

@@ -1,0 +1,58 @@
+"""Decoding against the clock: as many evaluations as there is time for."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ...spec import KinoiseError
+from .process.base import Belief, Denoise
+
+
+class Budget:
+    """The time that a plan may take, from now on.
+
+    Args:
+        seconds: until the plan has to be there.
+        cost: of one evaluation, seconds, as measured before; None where nothing was.
+    """
+
+    def __init__(self, seconds: float, cost: float | None = None) -> None:
+        if not seconds > 0:
+            raise KinoiseError(f"budget={seconds}: expected seconds, more than 0")
+        self._deadline, self._cost = time.perf_counter() + seconds, cost
+
+    @property
+    def left(self) -> float:
+        """Seconds; below 0 once they are over."""
+        return self._deadline - time.perf_counter()
+
+    def steps(self, most: int) -> int:
+        """How many evaluations there is time for: at least one, at most `most`, and `most` while one's cost is not known."""
+        if not self._cost:
+            return most
+        return max(1, min(most, int(self.left / self._cost)))
+
+    def keep(self, denoise: Denoise) -> Denoise:
+        """`denoise`, which gives its last belief again where another evaluation would end too late.
+
+        With a belief that stays the same every sampler goes straight to it, so that the plan is whole whenever this happens.
+        Only the first evaluation, without which there is no plan, can end too late, or one that takes longer than those before.
+        """
+        last: list[Belief] = []
+        longest = 0.0
+
+        def asked(x: Tensor, t: Tensor) -> Belief:
+            nonlocal longest
+            if last and self.left < longest:
+                return last[0]
+            begin = time.perf_counter()
+            last[:] = [denoise(x, t)]
+            if x.is_cuda:  # kernels are only queued by then
+                torch.cuda.synchronize(x.device)
+            longest = max(longest, time.perf_counter() - begin)
+            return last[0]
+
+        return asked
