@@ -10,65 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from kinoise.policies import POLICIES, build_policy, choices
-from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy, save_policy
-from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan, Spec, Stats
+from kinoise.spec import Feature, KinoiseError, Observation
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-
-TEXTS = ("open the drawer", "close the drawer")
-SPEC = Spec(
-    observations={"state": Feature((5,)), "image.front": Feature((48, 48, 3), kind="image")},
-    action=Feature((3,), low=(-1.0,) * 3, high=(1.0,) * 3),
-    rate=20.0,
-)
-STATS = {
-    key: Stats(mean=(0.1,) * n, std=(0.5,) * n, min=(-1.0,) * n, max=(1.0,) * n, q01=(-0.9,) * n, q99=(0.9,) * n, count=9)
-    for key, n in (("state", 5), ("image.front", 3), ("action", 3))
-}
-SMALL = {"network": {"width": 32, "depth": 2}, "chunk": 4, "execute": 2}
-IMAGES = {"discrete_vla": {"patch": 8}}
-"""Settings of each policy's encoder when it sees images; of most this:"""
-SHARED = {"shared_cameras": True}
-OTHER = {"discrete_vla": ("autoregressive", lambda steps: 4 * 3)}
-"""Each policy's second sampler and the evaluations it takes for so many steps; of most this:"""
-HEUN = ("heun", lambda steps: 2 * steps - 1)
-
-
-def small(name: str, **over: object) -> Policy:
-    config = OmegaConf.merge(OmegaConf.structured(choices()[name]), SMALL, {"observations": ["state"]}, over)
-    return build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=0)
-
-
-def observation(policy: Policy, rows: int = 3, seed: int = 0) -> Observation:
-    gen = torch.Generator().manual_seed(seed)
-    shape = (rows, policy.config.history)
-    values = {"state": torch.randn(*shape, 5, generator=gen)}
-    if "image.front" in policy.spec.observations:
-        values["image.front"] = torch.randint(0, 256, (*shape, 48, 48, 3), generator=gen, dtype=torch.uint8)
-    return Observation(values, TEXTS, torch.arange(rows) % 2)
-
-
-def batch(policy: Policy, rows: int = 8) -> Batch:
-    gen = torch.Generator().manual_seed(1)
-    chunk = policy.config.chunk
-    actions = torch.randn(rows, chunk, 3, generator=gen).clamp(-1, 1)
-    return Batch(observation(policy, rows), actions, torch.arange(chunk)[None] < torch.arange(1, rows + 1)[:, None])
-
-
-def train(policy: Policy, steps: int = 2, lr: float = 1e-2) -> list[float]:
-    optimizer, data, losses = torch.optim.AdamW(policy.parameters(), lr=lr), batch(policy), []
-    for step in range(steps):
-        loss = policy.loss(data, torch.Generator().manual_seed(step)).total
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def generators(rows: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(row) for row in range(rows)]
+from small_policies import HEUN, IMAGES, OTHER, SHARED, SPEC, STATS, TEXTS, generators, load_changed, observation, small, train
 
 
 @pytest.mark.parametrize("name", choices())
@@ -134,13 +80,6 @@ def test_instructions_matter_and_guidance_of_one_is_none(name: str) -> None:
     sampler, evaluations = OTHER.get(name, HEUN)
     assert load_changed(policy, sampler=sampler).plan(obs, generators(3)).nfe == evaluations(plan.nfe)
     assert not torch.allclose(guided.plan(obs, generators(3)).actions, plan.actions)
-
-
-def load_changed(policy: Policy, **decode: object) -> Policy:
-    config = OmegaConf.merge(OmegaConf.structured(policy.config), {"decode": decode})
-    other = build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=1)
-    other.load_state_dict(policy.state_dict())
-    return other.eval()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -237,58 +176,6 @@ def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
         policy.plan(observation(policy), generators(3))
 
 
-def replan(policy: Policy, seed: int = 0, **decode: object) -> tuple[Plan, Plan]:
-    """A plan, and the one that follows two actions later."""
-    changed, obs = load_changed(policy, **decode), observation(policy, seed=seed)
-    previous = changed.plan(obs, generators(3))
-    return previous, changed.plan(obs, generators(3), previous=previous, elapsed=2)
-
-
-@pytest.mark.parametrize("name", choices())
-def test_a_replan_starts_from_the_plan_before_and_costs_less(name: str) -> None:
-    policy = small(name, decode={"steps": 4})
-    train(policy)
-    previous, cold = replan(policy)
-    assert not cold.surprise
-    assert cold.nfe == previous.nfe
-    previous, warm = replan(policy, warm=0.5)
-    assert 0 < warm.nfe < previous.nfe
-    assert len(warm.surprise) == 3
-    assert warm.actions.isfinite().all()
-    used_up = load_changed(policy, warm=0.5).plan(observation(policy), generators(3), previous=previous, elapsed=4)
-    assert torch.equal(used_up.actions, previous.actions)
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_gate_decodes_what_surprises_from_noise(name: str) -> None:
-    policy = small(name, decode={"steps": 4})
-    train(policy)
-    previous, open_gate = replan(policy, warm=0.5, gate=1e9)
-    assert open_gate.cold == (False,) * 3
-    _, shut = replan(policy, warm=0.5, gate=0.0)
-    assert shut.cold == tuple(surprise > 0 for surprise in shut.surprise)
-    assert any(shut.cold)
-    assert all(each > 2 for each, cold in zip(shut.nfe_rows, shut.cold, strict=True) if cold)
-    middle = sorted(open_gate.surprise)[1]
-    _, some = replan(policy, warm=0.5, gate=middle)
-    assert some.cold == tuple(surprise > middle for surprise in some.surprise)
-    kept = [row for row in range(3) if not some.cold[row]]
-    torch.testing.assert_close(some.actions[kept], open_gate.actions[kept])
-    assert previous.actions.shape == some.actions.shape
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_previous_plan_of_another_shape_is_refused(name: str) -> None:
-    policy = load_changed(small(name), warm=0.5)
-    obs = observation(policy)
-    previous = policy.plan(obs, generators(3))
-    with pytest.raises(KinoiseError, match="expected 3 rows, a chunk, 3 numbers"):
-        policy.plan(obs, generators(3), previous=replace(previous, actions=previous.actions[:2]), elapsed=1)
-    for wrong in ({"warm": 0.0}, {"warm_steps": 0}, {"gate": -1.0}):
-        with pytest.raises(KinoiseError, match="decode"):
-            load_changed(policy, **wrong)
-
-
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize(
     ("key", "change", "message"),
@@ -306,18 +193,3 @@ def test_observations_of_another_kind_are_refused(name: str, key: str, change: C
     wrong = replace(obs, values={**obs.values, key: change(obs.values[key])})
     with pytest.raises(KinoiseError, match=message):
         policy.plan(wrong, generators(3))
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_warm_start_looks_at_what_is_new(name: str) -> None:
-    """From any level: what the plan before knew is asked about again under the new observation."""
-    policy = small(name, decode={"steps": 4})
-    train(policy, steps=8)
-    for level in (0.1, 0.5, 0.9):
-        warm = load_changed(policy, warm=level, warm_steps=1)
-        previous = warm.plan(observation(policy), generators(3))
-        same, other = (warm.plan(observation(policy, seed=s), generators(3), previous=previous, elapsed=2) for s in (0, 5))
-        known = policy.config.chunk - 2
-        assert not torch.equal(same.actions[:, :known], other.actions[:, :known])
-        assert all(one != two for one, two in zip(same.surprise, other.surprise, strict=True))
-        assert all(surprise > 0 for surprise in other.surprise)

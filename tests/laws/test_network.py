@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from kinoise.policies.core.network import Denoiser, NetworkConfig
+from kinoise.policies.core.network import Denoiser, Given, NetworkConfig
 from kinoise.policies.core.network.attention import Attention
 from kinoise.policies.core.network.embed import unit
 from kinoise.spec import KinoiseError
@@ -212,3 +212,24 @@ def test_a_network_computes_in_its_own_precision_and_answers_in_its_input_s():
 def test_settings_that_make_no_network_are_refused(options: dict):
     with pytest.raises(KinoiseError, match="network"):
         Denoiser(NetworkConfig(**options), ACTION, CHUNK)
+
+
+@pytest.mark.parametrize("experts", ["plain", "mixture", "by token"])
+@pytest.mark.parametrize("context", ["prefix", "cross"])
+def test_given_actions_have_a_noise_level_of_their_own(context: str, experts: str):
+    (x, ctx), noise, clean = inputs(), torch.tensor(0.3), torch.tensor(0.0)
+    known = torch.arange(CHUNK)[None] < 2
+    for entries in NOISE:
+        net = network(context=context, **entries, **EXPERTS[experts])
+        plain = net(x, noise.expand(3), ctx).value
+        same = net(x, noise.expand(3), ctx, given=Given(known, noise)).value
+        torch.testing.assert_close(same, plain, atol=1e-5, rtol=1e-5)
+        other = net(x, noise.expand(3), ctx, given=Given(known, clean)).value
+        at_once = net(x, net.level(noise, Given(known, clean)), ctx).value
+        torch.testing.assert_close(at_once, other, atol=1e-5, rtol=1e-5)
+        if entries["noise_attention"] or entries["adaptive_norm"]:
+            assert (other - plain).abs().amax((1, 2)).min() > 1e-3
+            rows = Given(known.expand(3, -1) & torch.tensor([[True], [False], [True]]), clean)
+            mixed = net(x, noise.expand(3), ctx, given=rows).value
+            torch.testing.assert_close(mixed[[0, 2]], other[[0, 2]], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mixed[1], plain[1], atol=1e-5, rtol=1e-5)
