@@ -10,8 +10,6 @@ Each row and seed is kept as soon as it is played, in results/.NAME.partial.json
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import time
@@ -20,18 +18,16 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kinoise.config import UsageError, parse, run
-from kinoise.files import read_json, write_json
-from kinoise.provenance import commit
 from kinoise.spec import KinoiseError
 from omegaconf import MISSING
 
-from .record import RESULTS, milliseconds, ratio, write
-from .rows import AGAINST, REFERENCE, Row, changes, load
+from .played import ALPHA, Partial, Row, correct, figures, play
+from .record import milliseconds, ratio, write
+from .rows import AGAINST, REFERENCE, changes, load
 
 if TYPE_CHECKING:  # worker processes import this file too: they are not to load torch
     from kinoise.spec import Observation
 
-ALPHA = 0.05
 WARMUP = 3
 
 
@@ -54,96 +50,6 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.seeds or self.plans < 1:
             raise UsageError(f"seeds={self.seeds}, plans={self.plans}: at least one of each is needed")
-
-
-class Partial:
-    """What was played before the command was stopped, by a hash of everything that decides it."""
-
-    def __init__(self, name: str) -> None:
-        self.path = RESULTS / f".{name}.partial.json"
-        self.used: set[str] = set()
-        self._parts: dict[str, Any] = read_json(self.path) if self.path.exists() else {}
-
-    def get(self, **about: Any) -> tuple[str, Any]:
-        """The key, and what is kept under it; None if nothing."""
-        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-        self.used.add(key)
-        return key, self._parts.get(key)
-
-    def keep(self, key: str, value: Any) -> None:
-        self._parts[key] = value
-        write_json(self.path, self._parts)
-
-    def done(self) -> None:
-        """Forgets what this command used; another checkpoint's or protocol's parts stay for theirs."""
-        self._parts = {key: value for key, value in self._parts.items() if key not in self.used}
-        if self._parts:
-            write_json(self.path, self._parts)
-        else:
-            self.path.unlink(missing_ok=True)
-
-
-def play(row: Row, settings: Settings, partial: Partial) -> list[dict[str, Any]]:
-    """What each seed's evaluation found, played now or before."""
-    from kinoise.eval.evaluate import evaluate
-
-    found = []
-    for seed in settings.seeds:
-        protocol = {"env": settings.env, "episodes": settings.episodes, "seed": seed, "horizon": settings.horizon}
-        key, part = partial.get(sha256=row.identity["sha256"], decode=asdict(row.decode), execute=row.execute, **protocol)
-        if part is None:
-            checkpoint = row.checkpoint
-            result = evaluate(row.take(), **protocol, execute=row.execute, checkpoint=checkpoint)
-            cost = result["decode_cost"]
-            part = {
-                "protocol": result["protocol"],
-                "success": [item["success"] for item in result["episodes"]],
-                "errors": result["success"]["errors"],
-                "nfe": cost["nfe_per_plan"],
-                "planned": round(cost["plans"] * cost["plan_batch"]["mean"]) if cost["plans"] else 0,
-                "wall_s": result["wall_s"],
-                "commit": commit(),
-            }
-            partial.keep(key, part)
-        found.append(part)
-        print(f"{row.name:>20} seed {seed}: {sum(part['success'])} of {len(part['success'])}", flush=True)
-    return found
-
-
-def figures(row: Row, parts: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the result, but for its latency. Raises KinoiseError when it did not play the reference's episodes."""
-    from kinoise.eval.metrics import mcnemar, paired_difference, wilson
-
-    if [item["protocol"] for item in parts] != [item["protocol"] for item in reference]:
-        raise KinoiseError(f"{row.name} and {REFERENCE} played other episodes: nothing can be said of pairs")
-    own, base = ([value for item in played for value in item["success"]] for played in (parts, reference))
-    test, planned = mcnemar(own, base), sum(item["planned"] for item in parts)
-    return {
-        "changes": row.changes,
-        "success": wilson(sum(own), len(own))._asdict(),
-        "n": len(own),
-        "errors": sum(item["errors"] for item in parts),
-        "by_seed": [sum(item["success"]) / len(item["success"]) for item in parts],
-        "outcomes": ["".join("01"[value] for value in item["success"]) for item in parts],
-        "difference": paired_difference(own, base)._asdict(),
-        "only_this": test.first,
-        "only_reference": test.second,
-        "p": test.p,
-        "nfe_per_plan": sum(item["nfe"] * item["planned"] for item in parts) / planned if planned else None,
-        "rollout_s": sum(item["wall_s"] for item in parts),
-        "commits": sorted({str(item["commit"]) for item in parts}),
-    }
-
-
-def correct(table: dict[str, dict[str, Any]]) -> None:
-    """Adds Holm's p-values over all rows but the reference, and what differs by each."""
-    from kinoise.eval.metrics import holm
-
-    names = [name for name in table if name != REFERENCE]
-    adjusted = dict(zip(names, holm([table[name]["p"] for name in names]), strict=True))
-    for name, item in table.items():
-        item["p_holm"] = adjusted.get(name, 1.0)
-        item["differs"], item["differs_holm"] = item["p"] < ALPHA, item["p_holm"] < ALPHA
 
 
 def watch(row: Row, settings: Settings) -> list[Observation]:
@@ -239,9 +145,10 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)  # as in an evaluation, whose simulators need the other cores
     wanted = changes(settings.adaptive, settings.only, settings.against is not None)
     rows, partial = load(settings.run, settings.against, settings.execute, wanted), Partial(settings.name)
-    played = {row.name: play(row, settings, partial) for row in rows}
+    how = {name: getattr(settings, name) for name in ("env", "episodes", "seeds", "horizon")}
+    played = {row.name: play(row, partial, **how) for row in rows}
     table = {row.name: figures(row, played[row.name], played[REFERENCE]) for row in rows}
-    correct(table)
+    correct(table, REFERENCE)
     for name, item in latency(rows, settings).items():
         table[name] |= item
     other = next((row for row in rows if row.name == AGAINST), None)

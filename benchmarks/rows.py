@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from kinoise.config import UsageError
 from kinoise.spec import KinoiseError
 
-if TYPE_CHECKING:
-    from kinoise.policies import Policy
-    from kinoise.policies.decode import DecodeConfig
+from .played import Row
 
 REFERENCE, AGAINST = "max_12", "against"
 
@@ -52,23 +49,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "threshold_residual": {"threshold": 0.1, "residual": 0.3},
 }
 """Changes to GREEDY, by row. `adaptive` adds two for each bound: of at most 12 rounds, and of 6."""
-
-
-class Row(NamedTuple):
-    """One way to make plans. `identity` says which weights make them."""
-
-    name: str
-    policy: Policy
-    decode: DecodeConfig
-    execute: int
-    checkpoint: Path
-    identity: dict[str, Any]
-    changes: dict[str, Any] | None
-
-    def take(self) -> Policy:
-        """The policy, which several rows may share, set to decode as this one does."""
-        self.policy.config.decode = self.decode
-        return self.policy
 
 
 def changes(adaptive: Sequence[float], only: Sequence[str] | None, against: bool) -> dict[str, dict[str, Any]]:

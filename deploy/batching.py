@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..policies.base import Policy
+from ..policies.core.budget import Budget
 from ..spec import Plan
 from .messages import Question, observation, previous_plan
 
@@ -55,6 +56,7 @@ class Batcher:
         self.company = 1
         self._policy, self._rows, self._wait, self._threads = policy, rows, wait, threads
         self._asks: list[Ask] = []
+        self._cost: float | None = None
         self._changed = threading.Condition()
         self._closed = False
         # A daemon: a plan that never returns must not keep the process alive.
@@ -112,9 +114,10 @@ class Batcher:
                 observation(questions, spec.language),
                 [ask.gen for ask in asks],
                 previous=previous_plan(questions, 1 / spec.rate),
-                elapsed=first.elapsed,
                 prefix=first.prefix,
+                budget=self._budget(asks, began),
             )
+            self._cost = plan.timing["denoise"] / plan.nfe if plan.nfe and "denoise" in plan.timing else self._cost
             rows = [plan.row(row) for row in range(len(asks))]
         except Exception as error:
             if len(asks) == 1:
@@ -127,3 +130,8 @@ class Batcher:
         seconds = time.monotonic() - began
         for row, ask in zip(rows, asks, strict=True):
             ask.answer.set_result(Answer(row, began - ask.at, seconds, len(asks)))
+
+    def _budget(self, asks: list[Ask], now: float) -> Budget | None:
+        """The time that is left to the question that has least of it; what is over already counts as a millisecond."""
+        left = [ask.at + ask.question.budget - now for ask in asks if ask.question.budget is not None]
+        return Budget(max(1e-3, min(left)), self._cost) if left else None

@@ -25,7 +25,7 @@ from .wire import Limits, pack, unpack
 
 # A spec of many named dimensions and their bounds is longer and deeper than any question.
 ANSWERS = Limits(items=1 << 16, depth=8)
-DIFFERENT = ("policy", "chunk", "history", "rate", "pins")
+DIFFERENT = ("policy", "chunk", "history", "rate")
 
 
 class ServerError(KinoiseError):
@@ -100,6 +100,7 @@ class PolicyClient:
         previous: Plan | None = None,
         elapsed: int = 0,
         prefix: int = 0,
+        budget: float | None = None,
     ) -> Plan:
         """The plan for one observation.
 
@@ -108,7 +109,7 @@ class PolicyClient:
         Args:
             values: by the spec's keys, `[history, ...]` or a single step where history is 1.
             instruction: what to do; "" where the policy knows no language.
-            previous, elapsed, prefix: as for `Policy.plan`, with one row.
+            previous, elapsed, prefix, budget: as for `Policy.plan`, with one row; the budget counts from the question's arrival.
 
         Raises:
             ServerError: with the server's words.
@@ -119,6 +120,8 @@ class PolicyClient:
         message: dict[str, Any] = {**values, "id": number}
         if instruction:
             message["prompt"] = instruction
+        if budget is not None:
+            message["budget"] = budget
         if previous is not None:
             message |= {"previous": previous.actions[0].numpy(), "elapsed": elapsed, "prefix": prefix}
             if previous.confidence is not None:
@@ -231,4 +234,4 @@ class RemoteInference(ThreadInference):
         values = {key: np.stack([item.values[key] for item in request.readings]) for key in spec.observations}
         instruction = request.readings[-1].instruction if spec.language else ""
         told = {"previous": request.previous, "elapsed": request.elapsed, "prefix": request.prefix}
-        return self._client.plan(values, instruction, **told)
+        return self._client.plan(values, instruction, budget=request.budget, **told)

@@ -6,6 +6,7 @@ docs/server.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,7 +20,7 @@ from ..policies.base import Policy
 from ..spec import Feature, KinoiseError, Observation, Plan, Spec
 from .wire import WireError
 
-EXTENDED = ("prompt", "previous", "previous_confidence", "elapsed", "prefix", "id")
+EXTENDED = ("prompt", "previous", "previous_confidence", "elapsed", "prefix", "budget", "id")
 # Every instruction that the training data did not have is embedded (10 ms) and remembered by the policy.
 INSTRUCTIONS = 1024
 
@@ -36,7 +37,6 @@ class Served:
         execute: actions to carry out before the next plan.
         history: observation steps that a question holds.
         rate: actions per second (Hz) in the training data.
-        pins: whether a question may have a prefix.
         sha256: of the weights; None for a policy that was never saved.
     """
 
@@ -47,14 +47,13 @@ class Served:
     execute: int
     history: int
     rate: float
-    pins: bool
     sha256: str | None
 
     @classmethod
     def of(cls, policy: Policy, sha256: str | None = None) -> Served:
         config, spec = policy.config, policy.spec
         lengths = (config.chunk, config.execute, config.history)
-        return cls(__version__, config.name, spec, *lengths, spec.rate, policy.pins, sha256)
+        return cls(__version__, config.name, spec, *lengths, spec.rate, sha256)
 
     def to_message(self) -> dict[str, Any]:
         return {**asdict(self), "spec": self.spec.to_json()}
@@ -76,10 +75,10 @@ class Question:
     Args:
         values: by the spec's keys, `[history, ...]`, float32 or uint8.
         instruction: "" where the policy knows no language.
-        previous: the plan that is being carried out, physical units.
+        previous: what is left of the plan that is being carried out, physical units.
         confidence: that came with it, where one did.
-        elapsed: its actions that were carried out by the time of the observation.
-        prefix: how many of those that follow come back as the plan's first ones.
+        prefix: how many of its actions come back as the plan's first ones.
+        budget: seconds from the question to its answer.
         id: comes back with the answer.
     """
 
@@ -87,14 +86,14 @@ class Question:
     instruction: str = ""
     previous: Float[np.ndarray, "steps action"] | None = None
     confidence: Float[np.ndarray, "steps action"] | None = None
-    elapsed: int = 0
     prefix: int = 0
+    budget: float | None = None
     id: int | str | None = None
 
     @property
-    def kind(self) -> tuple[int, int, int, bool]:
-        """What questions must have in common to be planned in one batch: a plan has one prefix, one `elapsed`."""
-        return self.prefix, self.elapsed, -1 if self.previous is None else len(self.previous), self.confidence is None
+    def kind(self) -> tuple[int, int, bool]:
+        """What questions must have in common to be planned in one batch: as many actions to go on from."""
+        return self.prefix, -1 if self.previous is None else len(self.previous), self.confidence is None
 
 
 class Reader:
@@ -124,7 +123,8 @@ class Reader:
         if absent:
             raise WireError(f"the observation lacks {absent}; it has {sorted(values)}")
         own = self._previous(message)
-        return Question(values, self._instruction(message.get("prompt")), id=_id(message.get("id")), **own)
+        instruction, budget = self._instruction(message.get("prompt")), _seconds("budget", message.get("budget"))
+        return Question(values, instruction, budget=budget, id=_id(message.get("id")), **own)
 
     def _instruction(self, prompt: Any) -> str:
         if not isinstance(prompt, str | None):
@@ -159,12 +159,11 @@ class Reader:
         confidence = None if sure is None else _numbers("previous_confidence", sure)
         if confidence is not None and confidence.shape != previous.shape:
             raise WireError(f"previous_confidence has shape {list(confidence.shape)}, previous {list(previous.shape)}")
-        if self._warm:
-            return {"previous": previous, "confidence": confidence, "elapsed": elapsed, "prefix": prefix}
-        if not prefix:
+        if elapsed >= len(previous) or not (self._warm or prefix):
             return {}
-        # Only the prefix matters to such a policy. Cut to it, questions of different ages can share a plan.
-        return {"previous": previous[elapsed : elapsed + prefix], "prefix": prefix}
+        # What was carried out doesn't matter. Without it, questions of different ages can share a plan.
+        left = None if confidence is None else confidence[elapsed:]
+        return {"previous": previous[elapsed:], "confidence": left, "prefix": prefix}
 
 
 def aliases(spec: Spec) -> dict[str, str]:
@@ -215,6 +214,14 @@ def _count(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
         raise WireError(f"{name}: expected a whole number of at least 0, came {str(value)[:80]}")
     return value
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 < value < math.inf:
+        raise WireError(f"{name}: expected seconds, more than 0, came {str(value)[:80]}")
+    return float(value)
 
 
 def _id(value: Any) -> int | str | None:

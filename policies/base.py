@@ -114,7 +114,7 @@ class Policy(nn.Module, ABC):
         previous: Plan | None = None,
         elapsed: int = 0,
         prefix: int = 0,
-        budget: float | None = None,
+        budget: float | Budget | None = None,
     ) -> Plan:
         """One plan per row of `obs`, on the CPU in physical units.
 
@@ -125,8 +125,8 @@ class Policy(nn.Module, ABC):
                 unless nothing of them is left.
             elapsed: actions of `previous` that were carried out by the time of `obs`.
             prefix: how many of those that follow are carried out whatever this plan says; they come back as its first ones.
-            budget: seconds that planning may take. What an evaluation costs is read from `previous`: so many steps are taken as
-                there is time for, one at least. Where it costs more than that, the rest is left out.
+            budget: seconds that planning may take. What an evaluation costs is read from `previous`, or said by a `Budget`: so
+                many steps are taken as there is time for, one at least. Where one costs more, the rest is left out.
 
         Raises:
             KinoiseError: a policy in training mode; a previous plan of another shape or with NaN; a prefix that it or the chunk
@@ -151,7 +151,9 @@ class Policy(nn.Module, ABC):
         """Whether decoding from there takes gradients."""
         return False
 
-    def _start(self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int, budget: float | None) -> Start:
+    def _start(
+        self, obs: Observation, previous: Plan | None, elapsed: int, prefix: int, budget: float | Budget | None
+    ) -> Start:
         """Where a plan starts, all of it checked."""
         check_prefix(prefix, elapsed, previous, self.config.chunk)
         known, cost = None, None
@@ -165,7 +167,7 @@ class Policy(nn.Module, ABC):
             known = guess(previous, elapsed, self.config.chunk)
             cost = previous.timing.get("denoise", 0.0) / previous.nfe if previous.nfe else None
         warm = known is not None and self.config.decode.warm < 1
-        return Start(known, warm, prefix, None if budget is None else Budget(budget, cost))
+        return Start(known, warm, prefix, budget if isinstance(budget, Budget | None) else Budget(budget, cost))
 
     def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
         """What a user should know before this policy is trained on these actions, a line each."""

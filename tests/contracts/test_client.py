@@ -11,7 +11,7 @@ import pytest
 import torch
 from kinoise.deploy.batching import connection_generator
 from kinoise.deploy.client import Backoff, PolicyClient, RemoteInference, ServerTimeout
-from kinoise.deploy.controller import Controller
+from kinoise.deploy.controller import Controller, ControllerConfig
 from kinoise.deploy.guards import GuardConfig, Guards
 from kinoise.deploy.messages import Served
 from kinoise.deploy.robot import Reading
@@ -46,29 +46,37 @@ def test_a_prefix_comes_back_bit_for_bit() -> None:
         assert not torch.equal(plan.actions[:, 3:5], before.actions[:, 4:6])
 
 
-def test_the_plan_before_reaches_a_policy_that_starts_from_it_whole() -> None:
+def test_what_is_left_of_the_plan_before_reaches_a_policy_that_starts_from_it() -> None:
     policy, gen = Slow(warm=0.5), torch.Generator().manual_seed(0)
     actions, confidence = torch.randn(1, 6, 3, generator=gen), torch.rand(1, 6, 3, generator=gen)
     with serving(policy) as (_, url), PolicyClient(url) as client:
         for sure in (None, confidence):
             before = Plan(actions, dt=0.05, nfe=1, confidence=sure)
             client.plan({"state": state()}, TEXTS[0], previous=before, elapsed=2, prefix=3)
-            previous, elapsed, prefix = policy.told
-            assert previous is not None
-            assert torch.equal(previous.actions, actions)
-            assert (elapsed, prefix) == (2, 3)
-            assert previous.confidence is None if sure is None else torch.equal(previous.confidence, sure)
+            previous = policy.told["previous"]
+            assert torch.equal(previous.actions, actions[:, 2:])
+            assert policy.told["prefix"] == 3
+            assert previous.confidence is None if sure is None else torch.equal(previous.confidence, sure[:, 2:])
 
 
-def test_a_policy_that_starts_from_noise_is_told_no_more_than_the_prefix() -> None:
+def test_a_policy_that_starts_from_noise_is_told_of_the_plan_before_with_a_prefix_only() -> None:
     policy, before = Slow(), Plan(torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(0)), dt=0.05, nfe=1)
     with serving(policy) as (_, url), PolicyClient(url) as client:
         client.plan({"state": state()}, TEXTS[0], previous=before, elapsed=2, prefix=3)
-        previous, elapsed, prefix = policy.told
-        assert previous is not None
-        assert torch.equal(previous.actions[:, elapsed : elapsed + prefix], before.actions[:, 2:5])
-        client.plan({"state": state()}, TEXTS[0], previous=before, elapsed=2)
-        assert policy.told == (None, 0, 0)
+        assert torch.equal(policy.told["previous"].actions, before.actions[:, 2:])
+        assert policy.told["prefix"] == 3
+        for told in ({"previous": before, "elapsed": 2}, {"previous": before, "elapsed": 6}, {}):
+            client.plan({"state": state()}, TEXTS[0], **told)
+            assert (policy.told["previous"], policy.told["prefix"]) == (None, 0)
+
+
+def test_a_budget_reaches_the_policy_less_what_was_waited() -> None:
+    policy = Slow()
+    with serving(policy) as (_, url), PolicyClient(url) as client:
+        client.plan({"state": state()}, TEXTS[0], budget=5.0)
+        assert 0 < policy.told["budget"].left <= 5.0
+        client.plan({"state": state()}, TEXTS[0])
+        assert policy.told["budget"] is None
 
 
 def test_a_late_answer_is_given_up_and_never_taken_for_the_next() -> None:
@@ -151,7 +159,7 @@ def test_the_controller_runs_on_a_remote_policy(policy: Policy) -> None:
     with serving(policy) as (_, url):
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
-        controller = Controller(arm, inference, guards, rate=10.0, execute=2, history=1)
+        controller = Controller(arm, inference, guards, ControllerConfig(rate=10.0), execute=2)
         record = controller.run(20.0, lambda: controller.record.count("used") >= 3)
         assert not record.errors
         assert record.count("used") >= 3
@@ -164,7 +172,7 @@ def test_the_controller_pins_what_will_have_been_carried_out() -> None:
     with serving(policy) as (server, url):
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
-        controller = Controller(arm, inference, guards, rate=10.0, execute=2, pin=True)
+        controller = Controller(arm, inference, guards, ControllerConfig(rate=10.0, pin=True), execute=2)
         record = controller.run(20.0, lambda: getattr(policy, "told", (None, 0, 0))[2] > 0)
         assert not record.errors
         assert policy.told[2] > 0
@@ -175,6 +183,7 @@ def test_the_controller_holds_while_the_server_is_away(policy: Policy) -> None:
     with serving(policy) as (_, url):
         client = PolicyClient(url, timeout=0.1)
     arm = Arm()
-    record = Controller(arm, RemoteInference(client), Guards(arm.spec, GuardConfig()), rate=50.0, execute=2).run(0.5)
-    assert record.holds == record.ticks
+    controller = Controller(arm, RemoteInference(client), Guards(arm.spec), ControllerConfig(rate=50.0), execute=2)
+    record = controller.run(0.5)
+    assert record.rungs["hold"] == record.ticks
     assert any("no connection" in message for message in record.errors)

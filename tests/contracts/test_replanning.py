@@ -98,6 +98,24 @@ def test_a_prefix_comes_back_bit_for_bit_and_what_follows_goes_on_from_it(name: 
     assert not torch.equal(plans[0][:, 2:], plans[1][:, 2:])
 
 
+@pytest.mark.parametrize("delay", [0, 2])
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_was_carried_out_of_the_plan_before_does_not_matter(name: str, delay: int) -> None:
+    """Without it, the plan is the same: a server is not sent it."""
+    policy, obs = small(name, decode={"steps": 4, "warm": 0.5}, simulated_delay=delay).eval(), observation(small(name))
+    previous = policy.plan(obs, generators(3))
+    for elapsed, prefix in ((1, 0), (2, 0), (2, 2), (3, 1)):
+        sure = previous.confidence
+        left = replace(
+            previous,
+            actions=previous.actions[:, elapsed:],
+            confidence=None if sure is None else sure[:, elapsed:],
+        )
+        whole = policy.plan(obs, generators(3), previous=previous, elapsed=elapsed, prefix=prefix)
+        cut = policy.plan(obs, generators(3), previous=left, prefix=prefix)
+        assert torch.equal(whole.actions, cut.actions)
+
+
 @pytest.mark.parametrize("name", POLICIES)
 def test_training_gives_prefixes_to_half_of_the_samples(name: str) -> None:
     policy = small(name, simulated_delay=3)

@@ -63,6 +63,8 @@ MALFORMED: list[tuple[Any, str]] = [
     (pack({"state": np.full(5, 1e300), "prompt": "x"}), "beyond float32"),
     (pack(question(prefix=1)), "send it as previous"),
     (pack(question(elapsed=-1)), "at least 0"),
+    (pack(question(budget=0)), "budget: expected seconds, more than 0"),
+    (pack(question(budget="soon")), "budget: expected seconds"),
     (pack(question(prefix=True)), "whole number"),
     (pack(question(previous=np.zeros((6, 2), np.float32))), "previous has shape"),
     (pack(question(previous=np.full((6, 3), np.nan))), "NaN"),
@@ -70,7 +72,6 @@ MALFORMED: list[tuple[Any, str]] = [
     (pack(question(previous=np.zeros((9, 3)), prefix=7)), "chunk of 6"),
     (pack(question(previous=np.zeros((6, 3)), previous_confidence=np.zeros(3))), "previous_confidence has shape"),
     (pack(question(id=1.5)), "id: expected"),
-    (pack(question(previous=np.zeros((6, 3)), prefix=1)), "can't pin"),
 ]
 
 
@@ -86,8 +87,19 @@ def test_a_bad_question_is_answered_in_words_and_ends_that_connection_alone(poli
                     connection.recv(5)
             until(lambda count=count: server.metrics.errors.total() == count + 1)
         assert other.plan({"state": state()}, TEXTS[0]).actions.shape == (1, 6, 3)
-        assert server.metrics.errors["planning"] == 1, "the prefix, which this kind of policy refuses"
+        assert server.metrics.errors["malformed"] == len(MALFORMED)
         until(lambda: server.metrics.clients == 1)
+
+
+def test_a_plan_that_fails_is_answered_in_words_and_ends_that_connection_alone() -> None:
+    with serving(Slow()) as (server, url), PolicyClient(url) as other:
+        with talking(url) as connection:
+            connection.send(pack(question(prompt="fail")))
+            assert "planning failed: ValueError: such a text" in connection.recv(10)
+            with pytest.raises(ConnectionClosed, match="1011"):
+                connection.recv(10)
+        assert other.plan({"state": state()}, TEXTS[0]).nfe == 1
+        assert server.metrics.errors["planning"] == 1
 
 
 def test_a_message_beyond_the_limit_ends_that_connection_alone(policy: Policy) -> None:

@@ -119,9 +119,9 @@ class Slow(DiffusionPolicy):
         self.go, self.batches = threading.Event(), list[int]()
         self.go.set()
 
-    def plan(self, obs: Observation, gen: Any, *, previous: Plan | None = None, elapsed: int = 0, prefix: int = 0) -> Plan:
+    def plan(self, obs: Observation, gen: Any, **told: Any) -> Plan:
         self.batches.append(obs.batch)
-        self.told = (previous, elapsed, prefix)
+        self.told = told
         noise = torch.stack([torch.randn(6, 3, generator=item) for item in gen])
         assert self.go.wait(10)
         if "fail" in obs.texts:
