@@ -6,6 +6,7 @@ One class serves DDPM, DDIM, EDM and flow policies: the process, its parametrisa
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,11 +41,16 @@ class DiffusionConfig(PolicyConfig):
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=True))
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     actions: str = field(default="minmax", metadata={"help": "scaling of actions: minmax, quantile or meanstd"})
+    gripper_size: float = field(
+        default=1.0, metadata={"help": "size of the gripper's scaled numbers; at 0.1 a warm start's noise hides them (RTI-DP)"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.actions not in CODECS:
             raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
+        if not 0 < self.gripper_size < math.inf:
+            raise KinoiseError(f"gripper_size={self.gripper_size}: expected more than 0")
         if self.decode.prefix == "given" and self.simulated_delay == 0:
             raise KinoiseError("decode.prefix=given needs a policy that was trained with simulated_delay above 0: take guided")
 
@@ -57,7 +63,7 @@ class DiffusionPolicy(Policy):
     def __init__(self, config: DiffusionConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
         super().__init__(config, spec, stats, texts)
         self.observe = ObservationEncoder(config.encoder, self.spec, self.stats, texts, config.history, config.network.width)
-        self.codec = Affine.fit(self.stats["action"], config.actions)
+        self.codec = Affine.fit(self.stats["action"], config.actions).resized(spec.gripper, config.gripper_size)
         self.network = Denoiser(config.network, spec.action_dim, config.chunk)
         self.process = make_process(config.process)
         self._levels: dict[tuple[float, int], Level] = {}

@@ -56,6 +56,14 @@ class Affine(nn.Module):
         constant = most - least <= RESOLUTION * size
         return cls(torch.where(constant, least, centre), torch.where(constant, 0, scale))
 
+    def resized(self, dims: Sequence[int], factor: float) -> Affine:
+        """The codec under which the numbers of these dimensions are `factor` times as large."""
+        if factor == 1:
+            return self
+        scale = self.scale.double()
+        scale[list(dims)] /= factor
+        return Affine(self.centre.double(), scale)
+
     def encode(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Physical to model space. Nothing is clamped: what lies outside the data stays outside their range."""
         return (x - self.centre) * self.inverse

@@ -86,6 +86,14 @@ def test_physical_bounds_take_the_place_of_extremes():
     torch.testing.assert_close(codec.encode(torch.tensor([[0.2, 5.0], [1.0, 0.0]])), torch.tensor([[0.2, 0.0], [1.0, -1.0]]))
 
 
+def test_resized_dimensions_are_so_many_times_as_large_and_come_back():
+    x = torch.tensor([[0.2, 5.0, -1.0], [0.4, 7.0, 1.0]])
+    whole = Affine.fit(statistics(x.numpy()), "minmax")
+    small = whole.resized((2,), 0.1)
+    torch.testing.assert_close(small.encode(x), whole.encode(x) * torch.tensor([1.0, 1.0, 0.1]))
+    torch.testing.assert_close(small.decode(small.encode(x)), x)
+
+
 def test_statistics_stay_out_of_the_state_dict():
     assert not Affine.fit(statistics(np.eye(3, dtype=np.float32))).state_dict()
 
