@@ -12,6 +12,7 @@ from typing import Any
 from . import __version__
 
 LIBRARIES = ("torch", "numpy", "av", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
+OPTIONAL = ("gym-pusht", "pymunk")
 
 
 def origin() -> dict[str, Any]:
@@ -22,7 +23,7 @@ def origin() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of kinoise and of the installed libraries that can change a figure."""
     found = {"kinoise": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in (*LIBRARIES, *OPTIONAL):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

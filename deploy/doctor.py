@@ -48,6 +48,12 @@ if frame.max() == frame.min():
     raise SystemExit("the frame is empty")
 print(f"a frame of {frame.shape[1]} x {frame.shape[0]} with MUJOCO_GL={os.environ.get('MUJOCO_GL', '(unset)')}")
 """
+PUSHT = """
+from kinoise.envs import make
+env = make("pusht/pusht", cameras=["top"])
+env.reset(seed=0)
+print("pusht/pusht, its pictures with it")
+"""
 
 
 class Check(NamedTuple):
@@ -83,6 +89,7 @@ def main(argv: Sequence[str]) -> int:
 def _checks(out: Path) -> Iterator[Check]:
     step = Probe("simulator", STEP)
     render = Probe("rendering", RENDER)
+    pusht = Probe("push-t", PUSHT)
     try:
         yield libraries()
         yield Check("source", True, f"commit {commit() or 'unknown: not a git checkout'}")
@@ -95,9 +102,13 @@ def _checks(out: Path) -> Iterator[Check]:
         yield render.result(
             "export MUJOCO_GL=egl (needs a GPU driver or Debian's libegl1), or MUJOCO_GL=osmesa (needs Debian's libosmesa6)"
         )
+        yield pusht.result(
+            "for env=pusht: pip install -c constraints.txt -e '.[pusht]', and Debian's libgl1 and libglib2.0-0"
+        )._replace(essential=False)
     finally:
         step.end()
         render.end()
+        pusht.end()
 
 
 class Probe:

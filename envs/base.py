@@ -22,7 +22,7 @@ from ..spec import Feature, KinoiseError, Spec
 
 Values = dict[str, np.ndarray]
 
-ENVS = {"metaworld": ".metaworld"}
+ENVS = {"metaworld": ".metaworld", "pusht": ".pusht"}
 
 
 @runtime_checkable
@@ -165,6 +165,9 @@ def choices() -> str:
     parts = []
     for simulator in ENVS:
         module = _load(simulator)
+        if not module.SUITES:
+            parts.append(", ".join(f"{simulator}/{task}" for task in module.TASKS))
+            continue
         suites = ", ".join(f"{simulator}/{suite}" for suite in module.SUITES)
         parts.append(f"{suites}, or {simulator}/TASK[,TASK...] with TASK one of {', '.join(module.TASKS)}")
     return "; ".join(parts)
