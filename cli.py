@@ -17,6 +17,7 @@ COMMANDS = {
     "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),
     "calibrate": (".eval.calibrate", "from where a replan may start from the plan before"),
     "control": (".deploy.control", "a trained policy in the real-time control loop"),
+    "replay": (".deploy.replay", "a recorded run of that loop once more: does the controller do the same?"),
     "serve": (".deploy.serve", "a trained policy for robots elsewhere, over a websocket"),
     "report": (".eval.report", "one HTML page about a run"),
     "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),

@@ -90,7 +90,8 @@ def play(
                 "errors": result["success"]["errors"],
                 "nfe": cost["nfe_per_plan"],
                 "planned": round(cost["plans"] * cost["plan_batch"]["mean"]) if cost["plans"] else 0,
-                "jump": (result.get("joins") or {}).get("p99"),
+                "jump": result["motion"]["joins"]["p99"],
+                "acceleration": result["motion"]["acceleration"]["rms"],
                 "wall_s": result["wall_s"],
                 "commit": commit(),
             }
@@ -132,6 +133,7 @@ def figures(row: Row, parts: list[dict[str, Any]], reference: list[dict[str, Any
         **compare(parts, reference),
         "nfe_per_plan": sum(item["nfe"] * item["planned"] for item in parts) / planned if planned else None,
         "jump": max((item["jump"] for item in parts if item["jump"] is not None), default=None),
+        "acceleration": sum(item["acceleration"] for item in parts) / len(parts),
         "rollout_s": sum(item["wall_s"] for item in parts),
         "commits": sorted({str(item["commit"]) for item in parts}),
     }

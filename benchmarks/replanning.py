@@ -10,7 +10,8 @@ For each checkpoint the same episodes are played by
 - `cold_2`, `cold_1`: a plan at every step, from noise, in 2 evaluations, and in one.
 
 Each row is paired with `full`, and the warm ones also with the cold ones of as many evaluations: differences with Newcombe's
-interval, McNemar's exact test. `jump` is the change of the action where one plan follows another, as a share of its range.
+interval, McNemar's exact test. `jump` is the 99th percentile of the action's change where
+one plan follows another, the largest over the seeds, as a share of its range.
 """
 
 from __future__ import annotations

@@ -8,19 +8,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from ..policies.base import Policy
 from ..policies.core.budget import Budget
+from ..policies.core.random import derived
 from ..spec import Plan
 from .messages import Question, observation, previous_plan
 
 
 def connection_generator(seed: int, number: int) -> torch.Generator:
     """The noise of one connection, the `number`-th of a server: a function of both, whoever else is connected."""
-    state = np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    return derived(seed, number)
 
 
 class Answer(NamedTuple):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -23,16 +22,15 @@ from rich.table import Table
 from .. import envs
 from ..config import UsageError, check_seed, parse
 from ..files import output_directory, write_json
-from ..policies.base import Policy, check_execute, check_pin
-from ..policies.checkpoint import identity, load_policy, resolve
-from ..policies.decode import DecodeChanges
+from ..policies.base import check_execute
 from ..provenance import origin
 from ..spec import KinoiseError
-from .controller import Controller
+from .controller import Controller, ControllerConfig
 from .guards import GuardConfig, Guards
-from .inference import Inference, PolicyPlanner, Request, ThreadInference
+from .inferences import Planning, PlanningConfig, planning
 from .latency import Record, percentiles
-from .robot import Reading, SimRobot, replay
+from .recording import recording, require_whole
+from .robot import SimRobot, replay
 from .video import write_video
 
 ABOUT = """Runs the policy in wall-clock time and writes OUT/control.json: how punctual the loop was, how late plans came, what
@@ -43,82 +41,90 @@ FRAMES_PER_SECOND = 10
 
 
 @dataclass
-class Settings:
-    run: str = field(default=MISSING, metadata={"help": "a run or a checkpoint"})
+class Settings(ControllerConfig, PlanningConfig):
     env: str = field(default=MISSING, metadata={"help": "one task"})
-    out: str | None = field(default=None, metadata={"help": "directory of the results; RUN/control if null"})
-    rate: float = field(default=20.0, metadata={"help": "control steps per second"})
+    out: str | None = field(
+        default=None, metadata={"help": "directory of the results; RUN/control if null, needed with server="}
+    )
     seconds: float = field(default=20.0, metadata={"help": "how long to run"})
     seed: int = field(default=0, metadata={"help": "initial states are functions of it"})
     execute: int | None = field(default=None, metadata={"help": "control steps from plan to plan; the policy's if null"})
-    ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
-    device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
-    pin: bool = field(
-        default=False, metadata={"help": "plans begin with what is carried out before they arrive (discrete_vla)"}
-    )
-    threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
+    trace: bool = field(default=False, metadata={"help": "write OUT/control.trace, which kinoise replay runs again"})
     video: bool = field(default=False, metadata={"help": "afterwards, carry the commands out again and film OUT/control.mp4"})
-    decode: DecodeChanges = field(default_factory=DecodeChanges)
     guards: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
-        for name in ("rate", "seconds", "threads"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name}={value}: expected a number above 0")
+        ControllerConfig.__post_init__(self)
+        PlanningConfig.__post_init__(self)
+        if not 0 < self.seconds < math.inf:
+            raise UsageError(f"seconds={self.seconds}: expected a number above 0")
+        if self.server is not None and self.out is None:
+            raise UsageError("server= has no RUN that the results could go to: give out=DIR with it")
         check_seed(self.seed)
+
+    @property
+    def controller(self) -> ControllerConfig:
+        """The loop's own part."""
+        return ControllerConfig(**{item.name: getattr(self, item.name) for item in fields(ControllerConfig)})
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit codes: 0 well; 128 plus the signal's number when a signal ended the run.
 
-    Raises KinoiseError when the run could not start, when planning failed at any time, or when no plan came in time.
+    Raises KinoiseError when the run could not start, its plans being too late among the reasons, when planning failed at any
+    time, when the fallback stopped the robot, or when no plan came in time.
     """
     settings = parse("control", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
-    checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
-    make = partial(envs.showing(policy.spec), _task(settings.env))
-    out = Path(settings.out or Path(settings.run) / "control")
-    with output_directory(out), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
-        result, record = _run(settings, policy, checkpoint, robot)
+    out, task = Path(settings.out or Path(settings.run or "") / "control"), _task(settings.env)
+    with planning(settings, settings.seed) as plans:
+        make = partial(envs.showing(plans.served.spec), task)
+        with output_directory(out), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+            result, record = _run(settings, plans, robot, out)
     write_json(out / "control.json", result)
     _report(result)
     if settings.video:
         every = max(1, round(settings.rate / FRAMES_PER_SECOND))
         with closing(make(render=True)) as env:
             write_video(out / "control.mp4", replay(env, robot.episodes, every), settings.rate / every)
-    _require_plans(record, policy.config.chunk, out)
+    _require_plans(record, plans.served.chunk, out)
+    require_whole(result["trace"])
     return 128 + signal.Signals[result["ended_by"]] if result["ended_by"] else 0
 
 
-def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) -> tuple[dict[str, Any], Record]:
+def _run(settings: Settings, plans: Planning, robot: SimRobot, out: Path) -> tuple[dict[str, Any], Record]:
     """Runs the loop; returns what `control.json` holds, and the record that it is made from."""
-    policy.spec.require(robot.spec.select(policy.spec.observations), ("policy", "environment"))
-    execute = policy.config.execute if settings.execute is None else settings.execute
-    check_execute(execute, policy.config.chunk)
-    check_pin(policy, settings.pin)
+    served = plans.served
+    served.spec.require(robot.spec.select(served.spec.observations), ("policy", "environment"))
+    execute = served.execute if settings.execute is None else settings.execute
+    check_execute(execute, served.chunk)
+    if settings.servo > 1 and robot.spec.control != "absolute":
+        raise UsageError(f"servo={settings.servo}: a simulator takes one command a step, and {robot.spec.control} ones add up")
     guards = Guards(robot.spec, settings.guards)
-    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-    inference = ThreadInference(PolicyPlanner(policy, settings.seed), threads=threads)
-    controller = Controller(
-        robot, inference, guards, rate=settings.rate, execute=execute, history=policy.config.history, pin=settings.pin
-    )
-    with _signals() as caught:
-        _warm_up(inference, robot.observe(), policy.config.history, caught)
+    path = out / "control.trace" if settings.trace else None
+    told = {"env": settings.env, "seconds": settings.seconds, "execute": execute, "history": served.history}
+    told |= {"controller": asdict(settings.controller), "guards": asdict(settings.guards)}
+    header = {**told, "policy": plans.policy, "planning": plans.repeat, "origin": origin()}
+    with _signals() as caught, recording(path, header, robot, plans.inference) as run:
+        controller = Controller(
+            run.robot, run.inference, guards, settings.controller, execute=execute, history=served.history, clock=run.clock
+        )
+        stopped = run.stopped(lambda: caught() is not None)
+        controller.prepare(stopped)
         begin = time.monotonic()
         with _progress(controller.record, round(settings.seconds * settings.rate)):
-            record = controller.run(settings.seconds, lambda: caught() is not None)
+            record = controller.run(settings.seconds, stopped)
         wall, ended_by = time.monotonic() - begin, caught()
 
     finished = [item.success for item in robot.episodes if item.finished]
     return {
         **origin(),
-        "policy": identity(policy, checkpoint, settings.ema),
-        "decode": {**asdict(policy.config.decode), "execute": execute, "chunk": policy.config.chunk, "threads": threads},
+        "policy": plans.policy,
+        "decode": {**plans.decode, "execute": execute, "chunk": served.chunk},
+        "inference": plans.repeat["kind"],
         "env": settings.env,
         "seed": settings.seed,
         "rate": settings.rate,
-        "pin": settings.pin,
+        "controller": asdict(settings.controller),
         "seconds": settings.seconds,
         "wall_s": wall,
         "ended_by": None if ended_by is None else signal.Signals(ended_by).name,
@@ -126,6 +132,7 @@ def _run(settings: Settings, policy: Policy, checkpoint: Path, robot: SimRobot) 
         "frozen": robot.frozen,
         "guards": asdict(settings.guards),
         "interventions": guards.interventions,
+        "trace": run.outcome,
         "episodes": [item.to_json() for item in robot.episodes],
         "success": sum(finished) / len(finished) if finished else None,
     }, record
@@ -137,17 +144,6 @@ def _task(env: str) -> str:
     if len(tasks) != 1:
         raise UsageError(f"env={env}: the loop runs one task, these are {len(tasks)}. Take one, as in env={tasks[0]}")
     return tasks[0]
-
-
-def _warm_up(inference: Inference, reading: Reading, history: int, stopped: Callable[[], int | None]) -> None:
-    """Plans once before the clock starts: a first call allocates and compiles, and may as well fail before anything moves."""
-    inference.submit(Request(0, 0.0, (reading,) * history))
-    while (reply := inference.poll()) is None:
-        if stopped() is not None:
-            return
-        time.sleep(0.01)
-    if reply.plan is None:
-        raise KinoiseError(f"the policy could not plan on the robot's first observation: {reply.error}")
 
 
 @contextmanager
@@ -209,8 +205,9 @@ def _report(result: dict[str, Any]) -> None:
     finished = [item["success"] for item in result["episodes"] if item["finished"]]
     frozen = f", the world stood still for {result['frozen']} steps" if result["frozen"] else ""
     ended_by = f"; ended by {result['ended_by']}" if result["ended_by"] else ""
+    rungs = ", ".join(f"{count} {name}" for name, count in result["rungs"].items())
     console.print(
-        f"{result['ticks']} ticks, {result['missed']} missed, {result['holds']} held{frozen}\n"
+        f"{result['ticks']} ticks, {result['missed']} missed{frozen}; rungs: {rungs}\n"
         f"{result['plans']} plans, {result['expired']} too late; guards: {guards}\n"
         f"{sum(finished)} of {len(finished)} finished episodes succeeded{ended_by}"
     )
@@ -220,6 +217,9 @@ def _require_plans(record: Record, chunk: int, out: Path) -> None:
     if record.errors:
         message, _ = record.errors.most_common(1)[0]
         raise KinoiseError(f"planning went wrong {record.errors.total()} times: {message}. See {out / 'control.json'}.")
+    if record.stops:
+        stop = record.stops[-1]
+        raise KinoiseError(f"the robot was stopped at tick {stop.tick}: {stop.reason}. See {out / 'control.json'}.")
     if record.arrivals and not record.count("used"):
         median = percentiles([item.delay for item in record.arrivals])["p50"]
         raise KinoiseError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..policies.base import Policy
+from ..policies.core.random import derived
 from ..spec import Observation, Plan
 from .clock import Clock, MonotonicClock
 from .robot import Reading
@@ -22,12 +23,13 @@ class Request:
     """What a plan is asked for.
 
     Args:
-        tick: of the newest reading.
+        tick: that the newest reading belongs to: the plan's first action is for it.
         time: of that tick's deadline, seconds on the loop's clock.
         readings: the observation history, oldest first.
         previous: the plan that is being carried out, if there is one.
-        elapsed: actions of it that were carried out before `time`.
-        prefix: how many of those that follow will be, whatever the answer.
+        elapsed: actions of it whose time was before `tick`.
+        prefix: how many of those that follow are carried out whatever the answer.
+        budget: seconds that planning may take; None for as long as it takes.
     """
 
     tick: int
@@ -36,6 +38,7 @@ class Request:
     previous: Plan | None = None
     elapsed: int = 0
     prefix: int = 0
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,18 @@ class Inference(Protocol):
 
     def close(self) -> str:
         """Ends planning; says what was wrong with the way it ended, "" when nothing was."""
+        ...
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """An inference that can be begun again when it is silent for too long; others are left to themselves."""
+
+    def restart(self) -> None:
+        """Begins planning afresh, without waiting for it. An open question is answered, by an error.
+
+        While it is beginning already, that is left to it; questions are taken meanwhile, and wait.
+        """
         ...
 
 
@@ -128,21 +143,31 @@ class ThreadInference:
             self._replies.put(Reply(request, plan, error, self._clock.now() - asked))
 
 
+def tick_generator(seed: int, tick: int) -> torch.Generator:
+    """The noise of the plan that answers the observation of `tick`: a function of both, whatever was planned before."""
+    return derived(seed, tick)
+
+
 class PolicyPlanner:
-    """A policy as a planner.
+    """A policy as a planner. A plan depends on the seed and on its request alone, so a recorded request can be planned again.
 
     Args:
         policy: in eval mode.
-        seed: of the generator that all its plans draw from.
+        seed: with a request's tick, of the noise that its plan is made from.
     """
 
     def __init__(self, policy: Policy, seed: int = 0) -> None:
-        self.policy = policy
-        self._gen = torch.Generator().manual_seed(seed)
+        self.policy, self.seed = policy, seed
 
     def __call__(self, request: Request) -> Plan:
-        obs = self.observation(request.readings)
-        return self.policy.plan(obs, gen=self._gen, previous=request.previous, elapsed=request.elapsed, prefix=request.prefix)
+        return self.policy.plan(
+            self.observation(request.readings),
+            tick_generator(self.seed, request.tick),
+            previous=request.previous,
+            elapsed=request.elapsed,
+            prefix=request.prefix,
+            budget=request.budget,
+        )
 
     def observation(self, readings: tuple[Reading, ...]) -> Observation:
         """A batch of one, with the observations that the policy uses; no instruction where the policy knows no language."""

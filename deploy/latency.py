@@ -1,13 +1,19 @@
-"""What a run of the loop measured: when every tick began, what every plan cost, and their percentiles."""
+"""How late plans come, and what a run of the loop measured: its ticks, its plans and their percentiles."""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from ..spec import KinoiseError
+
+WINDOW = 40
+QUANTILE = 0.95
 
 
 def percentiles(values: Sequence[float | int], scale: float = 1.0) -> dict[str, float | None]:
@@ -19,16 +25,75 @@ def percentiles(values: Sequence[float | int], scale: float = 1.0) -> dict[str, 
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(scaled.max())}
 
 
+class DelayEstimate:
+    """How late the next plan may come: the 95th percentile of the newest WINDOW latencies.
+
+    Args:
+        period: of the loop, seconds.
+    """
+
+    def __init__(self, period: float) -> None:
+        self._period = period
+        self._latencies: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, seconds: float) -> None:
+        """A plan's latency: from the time that its observation belongs to until the plan could be used."""
+        self._latencies.append(seconds)
+
+    @property
+    def seconds(self) -> float:
+        """The percentile, one of the latencies that were measured; 0 before the first."""
+        if not self._latencies:
+            return 0.0
+        return float(np.quantile(self._latencies, QUANTILE, method="inverted_cdf"))
+
+    @property
+    def ticks(self) -> int:
+        """Ticks from an observation to the first that can use its plan; at least 1, since no tick waits for a plan."""
+        return max(1, math.ceil(self.seconds / self._period - 1e-6))
+
+
+def check_horizon(delay: DelayEstimate, chunk: int, rate: float, hold: float) -> None:
+    """Refuses plans that are over before the next ones come.
+
+    One plan is made at a time. The next observation is looked at when a plan arrives, `delay` ticks after its own, and answered
+    as much later again, so that the plan has to last for twice the delay (the bound of real-time chunking, arXiv:2506.07339,
+    with an execution horizon as short as planning allows). The first plan is waited for in the hold of the fallback.
+
+    Args:
+        chunk: actions of a plan, one a tick.
+        rate: ticks per second.
+        hold: seconds that the fallback holds before it stops the robot.
+
+    Raises:
+        KinoiseError: with the numbers.
+    """
+    late = delay.ticks
+    cost = f"plans take {delay.seconds * 1e3:.0f} ms at p95 = {late} tick{'s' * (late > 1)} at {rate:g} Hz"
+    remedy = "Lower rate=, take fewer decode.steps or a faster device=, or train with a longer policy.chunk"
+    actions = f"{chunk} action{'s' * (chunk > 1)}"
+    if late >= chunk:
+        raise KinoiseError(f"{cost}; a chunk of {actions} is over by then. {remedy}.")
+    if 2 * late > chunk:
+        raise KinoiseError(
+            f"{cost}; the next plan comes after {2 * late} ticks, and a chunk of {actions} is over by then: "
+            f"the robot would stand still {2 * late - chunk} of every {late} ticks. {remedy}."
+        )
+    if late / rate >= hold:
+        raise KinoiseError(f"{cost}; the robot is stopped before its first plan comes. Raise fallback.hold={hold:g}.")
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A plan that came back.
 
     Args:
-        tick: whose observation it answers.
-        delay: ticks from that observation to the first tick that could use the plan.
+        tick: that the observation belongs to which it answers.
+        delay: ticks from that one to the first that could use the plan.
         seconds: from asking to the answer.
         nfe: network evaluations spent.
-        outcome: `used`; `expired`, when every action's time had passed; `stale`, when the scene had been restarted.
+        outcome: `used`; `expired`, when every action's time had passed; `stale`, when the scene was restarted or the robot
+            stopped since the question; `nan`, refused for NaN or infinity in it.
     """
 
     tick: int
@@ -47,6 +112,14 @@ class Arrival:
         }
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A latched stop: the tick at which the robot was stopped, and why there was no plan to follow."""
+
+    tick: int
+    reason: str
+
+
 @dataclass
 class Record:
     """One run of the loop.
@@ -57,7 +130,10 @@ class Record:
         late: how long after its deadline each tick began, seconds.
         work: how long each tick took, seconds.
         missed: deadlines that passed without a tick.
-        holds: ticks without a plan to follow.
+        missed_commands: interpolated commands whose time passed before they could be sent.
+        unseen: ticks at which the robot had nothing new to show (ObservationTimeout).
+        rungs: ticks spent on each rung of the fallback's ladder.
+        stops: latched stops, in order.
         arrivals: every plan that came back, in order.
         errors: how often planning failed, by message.
     """
@@ -67,7 +143,10 @@ class Record:
     late: list[float] = field(default_factory=list)
     work: list[float] = field(default_factory=list)
     missed: int = 0
-    holds: int = 0
+    missed_commands: int = 0
+    unseen: int = 0
+    rungs: Counter[str] = field(default_factory=Counter)
+    stops: list[Stop] = field(default_factory=list)
     arrivals: list[Arrival] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -84,6 +163,8 @@ class Record:
         return {
             "ticks": self.ticks,
             "missed": self.missed,
+            "missed_commands": self.missed_commands,
+            "unseen": self.unseen,
             "period_ms": percentiles(np.diff(self.begins).tolist(), 1e3),
             "late_ms": percentiles(self.late, 1e3),
             "work_ms": percentiles(self.work, 1e3),
@@ -92,7 +173,8 @@ class Record:
             "plans": len(self.arrivals),
             "expired": self.count("expired"),
             "stale": self.count("stale"),
-            "holds": self.holds,
+            "rungs": {name: self.rungs[name] for name in ("plan", "rest", "hold", "stop")},
+            "stops": [{"tick": item.tick, "reason": item.reason} for item in self.stops],
             "errors": [{"message": message, "count": count} for message, count in self.errors.most_common()],
             "plans_timeline": [item.to_json() for item in self.arrivals],
         }

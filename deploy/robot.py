@@ -28,11 +28,17 @@ class Reading(NamedTuple):
         values: by the spec's keys; state float32, images uint8, without time.
         instruction: what the robot is to do; "" when the spec has no language.
         episode: changes when the scene was restarted, so that nothing from before is mixed with what comes after.
+        time: when the oldest of `values` was measured, seconds on the loop's clock (`time.monotonic()`); None for just now.
     """
 
     values: dict[str, np.ndarray]
     instruction: str = ""
     episode: int = 0
+    time: float | None = None
+
+
+class ObservationTimeout(KinoiseError):
+    """The sensors have nothing to show: the loop goes on with the reading before, until that is stale."""
 
 
 @runtime_checkable
@@ -43,15 +49,15 @@ class Robot(Protocol):
     def spec(self) -> Spec: ...
 
     def observe(self) -> Reading:
-        """The newest readings."""
+        """The newest reading, once a tick. Raises ObservationTimeout when there is none; anything else ends the run."""
         ...
 
     def command(self, action: Action) -> None:
-        """Acts by `action` (physical units) until the next command. It has passed the guards."""
+        """Acts by `action` (physical units, past the guards) until the next command, `servo` times a tick."""
         ...
 
     def stop(self) -> None:
-        """Brings the robot to rest. Called at the end of every run, whatever ended it."""
+        """Brings the robot to rest. Called when the fallback stops it, and at the end of every run, whatever ended it."""
         ...
 
 
@@ -148,7 +154,7 @@ class SimRobot:
     def command(self, action: Action) -> None:
         self._latest = action
         if self._origin is None:
-            self._origin = self._clock.now()
+            self._origin = self._clock.now() - self.episode.steps / self._rate
         if self._under_way is None:
             self._under_way = self._carry_out(action)
 
@@ -156,7 +162,6 @@ class SimRobot:
         self._origin = None
         if self._under_way is not None:
             self._under_way.exception()
-            self._under_way = None
 
     def close(self) -> None:
         """Ends both environments and their threads."""

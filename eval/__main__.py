@@ -17,6 +17,7 @@ from ..config import parse
 from ..policies.checkpoint import load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
+from .latency import HELP
 from .rollout import SLOTS
 
 ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
@@ -33,8 +34,13 @@ class Settings:
     seed: int = field(default=1000, metadata={"help": "what initial states and the policy's noise are drawn from"})
     out: str | None = field(default=None, metadata={"help": "where result.json and videos go; RUN/eval if null"})
     execute: int | None = field(default=None, metadata={"help": "actions carried out of each plan; null: the policy's own"})
-    latency: float = field(default=0.0, metadata={"help": "seconds that a plan takes, during which the simulator goes on"})
-    pin: bool = field(default=False, metadata={"help": "plans begin with what is carried out meanwhile (discrete_vla)"})
+    latency: str = field(
+        default="0", metadata={"help": f"seconds that a plan takes, during which the simulator goes on: {HELP}"}
+    )
+    ensemble: float | None = field(
+        default=None, metadata={"help": "carry out means over all plans at hand, weights exp(-ensemble i), oldest first"}
+    )
+    pin: bool = field(default=False, metadata={"help": "plans begin with what is carried out meanwhile"})
     horizon: int | None = field(default=None, metadata={"help": "most steps of an episode; null: the simulator's own"})
     video: int = field(default=0, metadata={"help": "episodes of each task to record"})
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
@@ -65,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         seed=settings.seed,
         execute=settings.execute,
         latency=settings.latency,
+        ensemble=settings.ensemble,
         pin=settings.pin,
         horizon=settings.horizon,
         checkpoint=checkpoint,
@@ -103,6 +110,14 @@ def show(result: dict[str, Any], console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+    if "latency" in result:
+        delays, moved = result["latency"]["delays"], result["motion"]
+        console.print(
+            f"plans came {_steps(delays['p50'])} steps late (p95 {_steps(delays['p95'])}, most {_steps(delays['max'])}); "
+            f"{moved['held']} of {moved['steps']} actions held the robot where no plan was there",
+            highlight=False,
+            soft_wrap=True,
+        )
     cost = result["decode_cost"]
     console.print(
         f"{result['env_steps_per_s']:.0f} steps/s; a plan takes {cost['nfe_per_plan']:.3g} network evaluations, "
@@ -111,6 +126,10 @@ def show(result: dict[str, Any], console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _steps(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
 
 
 def _ms(values: dict[str, float | None]) -> str:

@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import envs
@@ -21,9 +20,11 @@ from ..data import open_store
 from ..deploy.latency import percentiles
 from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
-from ..policies.base import check_execute, check_pin
+from ..policies.base import check_execute
 from ..policies.checkpoint import identity
 from ..spec import KinoiseError, Observation, Plan, Spec
+from .latency import CONSTANT, MEASURED, Late, Latency, parse_latency, samples
+from .motion import motion
 from .progress import EpisodeProgress
 from .protocol import EvaluationProtocol
 from .result import VIDEOS, Planning, make_result, overlap
@@ -31,8 +32,8 @@ from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator, Terms
 from .workers import Workers
 
-BATCH1_PLANS = 20
-BATCH1_SECONDS = 2.0
+BATCH1_PLANS, BATCH1_SECONDS = 20, 2.0
+SAMPLES, SAMPLES_SECONDS = 100, 10.0
 
 
 class Stopwatch:
@@ -64,7 +65,8 @@ def evaluate(
     episodes: int,
     seed: int,
     execute: int | None = None,
-    latency: float = 0.0,
+    latency: float | str = 0.0,
+    ensemble: float | None = None,
     pin: bool = False,
     horizon: int | None = None,
     checkpoint: Path | None = None,
@@ -87,9 +89,10 @@ def evaluate(
         env: a suite or a task, see `envs.tasks`.
         seed: initial states and the policy's randomness are drawn from it, each episode's apart from all others.
         execute: actions of each plan that are carried out; the policy's own if None.
-        latency: seconds of the simulator's time that a plan takes, rounded up to steps; meanwhile it goes on with the plan
-            before. An episode's first plan is waited for.
-        pin: whether plans begin with what is carried out until they are there, for policies that can.
+        latency: seconds of the simulator's time that a plan takes, rounded up to steps, or a distribution of them, see
+            `parse_latency`; meanwhile it goes on with the plan before. An episode's first plan is waited for.
+        ensemble: carries out means over all plans at hand, see `Timeline`; None: the newest plan.
+        pin: whether plans begin with what is carried out until they are there, or will be in 95 of 100 cases.
         horizon: steps after which an episode has failed; the simulator's own if None.
         checkpoint: the policy's directory, named in the result; None if it was never saved.
         ema: whether the policy has that checkpoint's averaged weights.
@@ -114,7 +117,11 @@ def evaluate(
     check_seed(seed)
     execute = policy.config.execute if execute is None else execute
     _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
-    delay = _delay(policy, latency, execute, pin)
+    if ensemble is not None and not (0 <= ensemble < math.inf and not pin):
+        raise UsageError(f"ensemble={ensemble}, pin={pin}: expected at least 0, and no pin: what it keeps is not carried out")
+    drawn = parse_latency(latency)
+    if drawn is not None:
+        _late(policy, drawn, execute)
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
     workers = workers or len(os.sched_getaffinity(0))
@@ -126,7 +133,8 @@ def evaluate(
         if films is not None:
             jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
         warm = policy.config.decode.warm < 1
-        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=warm, delay=delay, pin=pin)
+        late = _late(policy, drawn or _measured(policy, pool, jobs[0], execute, warm, pin), execute)
+        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=warm, late=late, pin=pin, ensemble=ensemble)
         rollout.prepare()
         actor, outcomes = Stopwatch(policy), []
         started = time.perf_counter()
@@ -135,7 +143,7 @@ def evaluate(
                 outcomes.append(outcome)
                 bar.add(outcome)
         rollout_s = time.perf_counter() - started
-        alone = _batch1(policy, actor.last)
+        alone = _batch1(policy, actor.last, BATCH1_PLANS, BATCH1_SECONDS)
     result = make_result(
         protocol,
         identity(policy, checkpoint, ema),
@@ -143,8 +151,9 @@ def evaluate(
             **asdict(policy.config.decode),
             "execute": execute,
             "chunk": policy.config.chunk,
-            "latency_s": latency,
-            "delay": delay,
+            "latency": late.latency.text,
+            "delay": late.estimate,
+            "ensemble": ensemble,
             "pin": pin,
         },
         outcomes,
@@ -153,8 +162,10 @@ def evaluate(
         wall_s=time.perf_counter() - begin,
         rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},
     )
-    if rollout.joins:
-        result["joins"] = percentiles(_jumps(policy.spec, rollout.joins))
+    result["motion"] = motion(policy.spec, rollout.carried)
+    if late.estimate or late.latency.kind != CONSTANT:
+        result["latency"] = {"delays": percentiles([delay for item in rollout.carried for delay in item.delays])}
+        result["latency"] |= {"samples_s": late.latency.values} if late.latency.kind == "samples" else {}
     if demonstrations is not None:
         count = overlap(outcomes, demonstrations)
         result["overlap"] = {"data": str(data), "demonstrations": len(demonstrations), "episodes": count}
@@ -176,25 +187,38 @@ def _check(policy: Policy, execute: int, video: int, out: Path | None, **positiv
         raise UsageError(f"video={video}: expected at least 0, and out= to write them to")
 
 
-def _jumps(spec: Spec, joins: Sequence[np.ndarray]) -> list[float]:
-    """The largest change of a number in each join, as a share of the action's range, or as it is where there is none."""
-    low, high = spec.action.low, spec.action.high
-    span = np.ones(spec.action_dim) if low is None or high is None else np.subtract(high, low)
-    return (np.abs(np.stack(joins)) / span).max(1).tolist()
+def longest_delay(execute: int, chunk: int) -> int:
+    """The most steps that a plan can always be late by, if `delay + max(execute, delay)` actions have to lie in its chunk."""
+    return min(chunk // 2, chunk - execute)
 
 
-def _delay(policy: Policy, latency: float, execute: int, pin: bool) -> int:
-    """Steps that pass while a plan is made. Raises UsageError for a latency that the policy's chunk can't bridge."""
-    if not 0 <= latency < math.inf:
-        raise UsageError(f"latency={latency}: expected seconds, at least 0")
-    check_pin(policy, pin)
-    delay, chunk = math.ceil(latency * policy.spec.rate - 1e-9), policy.config.chunk
-    if delay > execute or execute + delay > chunk:
+def _late(policy: Policy, latency: Latency, execute: int) -> Late:
+    """How late plans are. Raises UsageError when nearly all of them would be later than the policy's chunk lasts."""
+    late, chunk = Late(latency, policy.spec), policy.config.chunk
+    delay = late.estimate
+    if delay + max(execute, delay) > chunk:
         raise UsageError(
-            f"latency={latency} s is {delay} steps at {policy.spec.rate:g} Hz. With execute={execute} of a chunk of {chunk} "
-            f"it can be {min(execute, chunk - execute)} at most: a plan has to be there before the next is asked for, and last"
+            f"latency={latency.text} is {delay} steps at {policy.spec.rate:g} Hz (95th percentile). With execute={execute} of "
+            f"a chunk of {chunk} it can be {longest_delay(execute, chunk)} at most: {delay} actions of a plan come too late, "
+            f"and {max(execute, delay)} more are carried out until the next is there"
         )
-    return delay
+    return late
+
+
+def _measured(policy: Policy, pool: Workers, job: Job, execute: int, warm: bool, pin: bool) -> Latency:
+    """The seconds that this policy's replans take here for one observation, the second that the first episode asks about."""
+    first = replace(job, terms=replace(job.terms, horizon=min(execute + 1, job.terms.horizon)), film=None)
+    actor = Stopwatch(policy)
+    for outcome in Rollout(pool, [first], execute=execute, carry=warm or pin).run(actor):
+        if actor.last is None:
+            raise KinoiseError(f"latency={MEASURED}: no plan to measure, for {outcome.error}")
+    assert actor.last is not None
+    found = samples(MEASURED, _batch1(policy, actor.last, SAMPLES, SAMPLES_SECONDS))
+    obs, gen, told = actor.last
+    if pin and "previous" in told:  # how much is kept depends on how long it takes, and the other way round
+        kept = min(Late(found, policy.spec).estimate, policy.config.chunk - told["elapsed"])
+        found = samples(MEASURED, _batch1(policy, (obs, gen, {**told, "prefix": kept}), SAMPLES, SAMPLES_SECONDS))
+    return found
 
 
 def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> Simulator:
@@ -212,7 +236,9 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
     return found
 
 
-def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None) -> list[float]:
+def _batch1(
+    policy: Policy, last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None, plans: int, seconds: float
+) -> list[float]:
     """Seconds of plans for one observation while the simulators wait; the first, which warms up, left out."""
     if last is None:
         return []
@@ -220,7 +246,7 @@ def _batch1(policy: Policy, last: tuple[Observation, Sequence[torch.Generator], 
     if "previous" in told:
         told = {**told, "previous": told["previous"].row(0)}
     watch = Stopwatch(policy)
-    while len(watch.seconds) <= BATCH1_PLANS and sum(watch.seconds) < BATCH1_SECONDS:
+    while len(watch.seconds) <= plans and sum(watch.seconds) < seconds:
         with torch.no_grad():
             watch.plan(obs.rows([0]), gen[:1], **told)
     return watch.seconds[1:] or watch.seconds

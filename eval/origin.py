@@ -54,7 +54,7 @@ def commands(parts: Parts, policy: str, out: Path) -> dict[str, str]:
     }
     if parts.loop:
         settings = {key: parts.loop[key] for key in ("env", "seed", "rate", "seconds")}
-        settings |= {"pin": True} if parts.loop.get("pin") else {}
+        settings |= {key: value for key, value in parts.loop.get("controller", {}).items() if key in ("pin", "servo", "budget")}
         settings |= (
             {**_decoding(parts.loop["decode"]), "execute": parts.loop["decode"]["execute"]} if "decode" in parts.loop else {}
         )
@@ -75,8 +75,7 @@ def _evaluation(parts: Parts) -> tuple[Path | str, dict[str, Any]]:
     protocol, decode, used = parts.result["protocol"], parts.result["decode"], parts.result["policy"]
     played = {key: protocol[key] for key in ("env", "episodes", "seed", "horizon")}
     played |= _decoding(decode)
-    played |= {key: decode[key] for key in ("latency_s", "pin") if decode.get(key)}
-    played = {"latency" if key == "latency_s" else key: value for key, value in played.items()}
+    played |= {key: decode[key] for key in ("latency", "ensemble", "pin") if decode.get(key) not in (None, "0", False)}
     if used["sha256"] == parts.last != parts.averaged:
         played["ema"] = "false"
     return used["checkpoint"] or parts.run, {**played, "execute": decode["execute"]}

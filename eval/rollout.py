@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from ..policies.core.random import derived
 from ..spec import KinoiseError, Observation, Plan
+from .latency import Late
 from .schedule import Schedule
 from .slot import Job, Outcome, Simulator
+from .timeline import Carried, Timeline
 from .workers import Orders, Report, WorkerDied, Workers
 
 GROUPS = 2
@@ -38,8 +41,8 @@ class Actor(Protocol):
     ) -> Plan:
         """A chunk of actions for each row; row i draws its randomness from `gen[i]` alone.
 
-        With `carry`, `previous` holds the plans of these rows before, of which `elapsed` actions were carried out and the next
-        `prefix` will be before this plan is there.
+        With `carry` or `pin`, `previous` holds the plans of these rows before, of which `elapsed` actions have passed and the
+        next `prefix` will have before this plan is there.
         """
         ...
 
@@ -58,11 +61,12 @@ class Rollout:
     Args:
         workers: the processes; they may have served other rollouts, whose simulators are used again where they fit.
         jobs: the episodes, in the order in which each task's are to start.
-        execute: actions of each plan that are carried out before the next.
-        carry: whether the actor is told each episode's plan before, from which it may start.
-        delay: steps that the simulator goes on with the plan before while one is made; an episode's first is waited for.
-        pin: ask for plans that begin with these steps' actions.
+        execute: steps from one question for a plan to the next, when plans keep up.
         slots: how many episodes are under way at once, at most.
+        carry: whether the actor is told each episode's plan before, from which it may start.
+        late: by how many steps plans come late, while the simulator goes on; None for never.
+        pin: ask for plans that begin with the actions that will have passed when they are there, by `late`'s estimate.
+        ensemble: see `Timeline`.
     """
 
     def __init__(
@@ -73,18 +77,19 @@ class Rollout:
         execute: int = 1,
         slots: int = SLOTS,
         carry: bool = False,
-        delay: int = 0,
+        late: Late | None = None,
         pin: bool = False,
+        ensemble: float | None = None,
     ) -> None:
-        self._workers, self._execute, self._carry = workers, execute, carry or delay > 0
-        self._delay, self._pin = delay, pin
-        self.joins: list[Float[np.ndarray, "action"]] = []
-        """The change of the action, physical units, where one plan's actions follow another's."""
+        self._workers, self._execute, self._late, self._ensemble = workers, execute, late, ensemble
+        self._carry, self._pin, self._estimate = carry or pin, pin, late.estimate if late else 0
+        self.carried: list[Carried] = []
+        """What the actor's plans came to, of each episode that it planned for, in the order of the outcomes."""
         self._schedule = Schedule(jobs, slots)
         self._running: dict[int, Job] = {}
         self._asked: dict[int, list[int]] = {}
         self._generators: dict[int, torch.Generator] = {}
-        self._before: dict[int, Plan] = {}
+        self._timelines: dict[int, Timeline] = {}
 
     def prepare(self) -> None:
         """Builds the simulators that the first episodes need.
@@ -124,11 +129,11 @@ class Rollout:
                 turns.append(group)
             yield from (ended[slot] for slot in sorted(ended))
 
-    def _send(self, group: int, actions: dict[int, Float[np.ndarray, "execute action"]], start: dict[int, Job]) -> None:
+    def _send(self, group: int, actions: dict[int, Float[np.ndarray, "steps action"]], start: dict[int, Job]) -> None:
         for slot, job in start.items():
             self._running[slot] = job
-            self._before.pop(slot, None)
             self._generators[slot] = generator(job)
+            self._timelines[slot] = Timeline(self._execute, self._late, job.seed, self._ensemble)
         self._asked[group] = sorted({_worker(self._workers, slot) for slot in (*actions, *start)})
         for worker in self._asked[group]:
             self._workers.send(
@@ -150,11 +155,19 @@ class Rollout:
             except WorkerDied as error:
                 lost = [slot for slot in self._running if slot % GROUPS == group and _worker(self._workers, slot) == worker]
                 ended |= {slot: Outcome(self._running[slot], error=str(error)) for slot in lost}
-        for slot in ended:
-            del self._running[slot]
+        for slot in sorted(ended):
+            self._end(slot, ended[slot])
         return ended, reports
 
-    def _plan(self, actor: Actor | None, reports: Sequence[Report]) -> dict[int, Float[np.ndarray, "execute action"]]:
+    def _end(self, slot: int, outcome: Outcome) -> None:
+        """Clears the slot; notes what was carried out of plans."""
+        del self._running[slot]
+        self._generators.pop(slot)
+        timeline = self._timelines.pop(slot)
+        if outcome.job.driver is None:
+            self.carried.append(timeline.carried(outcome.steps))
+
+    def _plan(self, actor: Actor | None, reports: Sequence[Report]) -> dict[int, Float[np.ndarray, "steps action"]]:
         slots = [slot for report in reports for slot in report.waiting]
         if not slots:
             return {}
@@ -171,46 +184,43 @@ class Rollout:
         text = torch.tensor([texts.index(item) for item in asked])
         slots = [slots[row] for row in order]
         obs = Observation(values, texts, text)
-        if not self._carry:
-            return self._answer(actor, obs, slots, None)
-        again = [slot in self._before for slot in slots]
         actions = {}
-        for known in (False, True):
-            rows = [row for row, item in enumerate(again) if item == known]
-            if rows:
-                own = [slots[row] for row in rows]
-                actions |= self._answer(
-                    actor, obs.rows(rows), own, joined([self._before[slot] for slot in own]) if known else None
-                )
+        for told, rows in self._alike(slots).items():
+            own = [slots[row] for row in rows]
+            actions |= self._answer(actor, obs if len(rows) == len(slots) else obs.rows(rows), own, told)
         return actions
 
+    def _alike(self, slots: list[int]) -> dict[tuple[int, int] | None, list[int]]:
+        """Rows that share a plan, by what it is told of those before: (elapsed, prefix), or nothing."""
+        groups: dict[tuple[int, int] | None, list[int]] = {}
+        for row, slot in enumerate(slots):
+            previous, told = self._timelines[slot].previous if self._carry else None, None
+            if previous is not None:
+                plan, elapsed = previous
+                told = elapsed, min(self._estimate, plan.actions.shape[1] - elapsed) if self._pin else 0
+            groups.setdefault(told, []).append(row)
+        return dict(sorted(groups.items(), key=lambda item: item[0] or (-1, 0)))
+
     def _answer(
-        self, actor: Actor, obs: Observation, slots: list[int], previous: Plan | None
-    ) -> dict[int, Float[np.ndarray, "execute action"]]:
+        self, actor: Actor, obs: Observation, slots: list[int], told: tuple[int, int] | None
+    ) -> dict[int, Float[np.ndarray, "steps action"]]:
         """Each slot's next actions, by one plan for all of them."""
-        told: dict[str, Any] = {} if previous is None else {"previous": previous, "elapsed": self._execute}
-        if previous is not None and self._pin:
-            told["prefix"] = self._delay
+        known: dict[str, Any] = {}
+        prefix = 0
+        if told is not None:
+            before = [item for slot in slots if (item := self._timelines[slot].previous)]
+            elapsed, prefix = told
+            known = {"previous": joined([plan for plan, _ in before]), "elapsed": elapsed}
+            known |= {"prefix": prefix} if self._pin else {}
         with torch.no_grad():
-            plan = actor.plan(obs, [self._generators[slot] for slot in slots], **told)
-        if plan.actions.shape[0] != len(slots) or plan.actions.shape[1] < self._execute + self._delay:
+            plan = actor.plan(obs, [self._generators[slot] for slot in slots], **known)
+        apart = max(self._execute, self._estimate)
+        if plan.actions.shape[0] != len(slots) or plan.actions.shape[1] < apart + self._estimate:
             raise KinoiseError(
-                f"expected plans for {len(slots)} observations of at least {self._execute} actions, and {self._delay} more to "
+                f"expected plans for {len(slots)} observations of at least {apart} actions, and {self._estimate} more to "
                 f"go on with while the next is made; came {tuple(plan.actions.shape)}. Choose a smaller execute= or latency=."
             )
-        if self._carry:
-            self._before |= {slot: plan.row(row) for row, slot in enumerate(slots)}
-        actions = plan.actions.numpy()
-        if previous is not None:
-            actions = self._joined(actions, previous.actions[:, self._execute - 1 :].numpy())
-        return dict(zip(slots, actions[:, : self._execute], strict=True))
-
-    def _joined(
-        self, actions: Float[np.ndarray, "rows chunk action"], before: Float[np.ndarray, "rows left action"]
-    ) -> Float[np.ndarray, "rows chunk action"]:
-        """What is carried out: the plan before goes on until this one is there. `before` begins with its last action so far."""
-        self.joins += list(actions[:, self._delay] - before[:, self._delay])
-        return np.concatenate([before[:, 1 : self._delay + 1], actions[:, self._delay :]], 1)
+        return {slot: self._timelines[slot].take(plan.row(row), prefix) for row, slot in enumerate(slots)}
 
 
 def joined(plans: Sequence[Plan]) -> Plan:
@@ -222,7 +232,7 @@ def joined(plans: Sequence[Plan]) -> Plan:
 
 def generator(job: Job) -> torch.Generator:
     """The randomness of an episode's plans: a function of its seed, which no other episode shares."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([job.seed, 2]).generate_state(1, np.uint64)[0] >> 1))
+    return derived(job.seed, 2)
 
 
 def _worker(workers: Workers, slot: int) -> int:

@@ -23,7 +23,7 @@ INTERVAL = {"rate": NUMBER, "low": NUMBER, "high": NUMBER, "n": int, "errors": i
 EPISODE = {"task": str, "index": int, "seed": int, "success": bool, "steps": int, "return": NUMBER, "error": (str, type(None))}
 MAYBE = (*NUMBER, type(None))
 QUANTILES = {"p50": MAYBE, "p95": MAYBE, "p99": MAYBE}
-POLICY = {"name": str, "checkpoint": (str, type(None)), "sha256": (str, type(None)), "parameters": int}
+POLICY = {"name": str, "checkpoint": (str, type(None)), "sha256": (str, type(None)), "parameters": (int, type(None))}
 
 
 class Each(NamedTuple):
@@ -63,7 +63,7 @@ CONTROL = {
     "plans": int,
     "expired": int,
     "stale": int,
-    "holds": int,
+    "rungs": {"plan": int, "rest": int, "hold": int, "stop": int},
     "interventions": Each(int),
     "episodes": Each({"success": bool, "steps": int, "finished": bool}),
     "plans_timeline": Each({"tick": int, "delay": int, "ms": NUMBER, "outcome": str}),

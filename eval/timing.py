@@ -51,12 +51,12 @@ def control(directory: Path | None, loop: Record | None) -> dict[str, Any] | Non
     if not directory or not loop:
         return None
     finished = [item["success"] for item in loop["episodes"] if item["finished"]]
-    guards, delay = loop["interventions"], loop["delay_steps"]
+    guards, delay, rungs = loop["interventions"], loop["delay_steps"], loop["rungs"]
     tiles = [
         Fact("Ticks", str(loop["ticks"]), (f"{loop['missed']} missed",)),
         Fact("Plans", str(loop["plans"]), (f"{loop['expired']} expired, {loop['stale']} stale",)),
         Fact("Delay of a plan", _ticks(delay["p50"]), (f"95th percentile {number(delay['p95'])}",)),
-        Fact("Held still", count(loop["holds"], "tick"), ("for want of a plan",)),
+        Fact("Without a plan", count(rungs["hold"], "tick"), (f"{rungs['rest']} on the rest of one, {rungs['stop']} stopped",)),
         Fact("Guards acted", count(sum(guards.values()), "time"), (", ".join(f"{name} {n}" for name, n in guards.items()),)),
         Fact("Succeeded", f"{sum(finished)} of {len(finished)}", ("finished episodes",)),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -82,9 +82,6 @@ class Policy(nn.Module, ABC):
         if absent:
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
-
-    pins: ClassVar[bool] = True
-    """Whether `plan` can keep a prefix of the previous plan."""
 
     @abstractmethod
     def loss(self, batch: Batch, gen: Gen) -> Losses:
@@ -189,10 +186,3 @@ class Policy(nn.Module, ABC):
     def parameter_count(self) -> int:
         """Trained parameters; frozen encoders are not part of a policy."""
         return sum(item.numel() for item in self.parameters() if item.requires_grad)
-
-
-def check_pin(policy: Policy, pin: bool) -> None:
-    if pin and not policy.pins:
-        raise UsageError(
-            f"pin=true: the policy '{policy.config.name}' can't keep a prefix of the previous plan; discrete_vla can"
-        )

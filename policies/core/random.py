@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -33,6 +34,12 @@ def branched(gen: Gen) -> Gen:
     if not isinstance(gen, torch.Generator):
         return [_branch(item) for item in gen]
     return _branch(gen)
+
+
+def derived(*numbers: int) -> torch.Generator:
+    """A generator that is a function of these numbers, which need not be far from others'."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
 
 def _branch(gen: torch.Generator) -> torch.Generator:

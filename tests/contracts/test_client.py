@@ -173,9 +173,9 @@ def test_the_controller_pins_what_will_have_been_carried_out() -> None:
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
         controller = Controller(arm, inference, guards, ControllerConfig(rate=10.0, pin=True), execute=2)
-        record = controller.run(20.0, lambda: getattr(policy, "told", (None, 0, 0))[2] > 0)
+        record = controller.run(20.0, lambda: getattr(policy, "told", {"prefix": 0})["prefix"] > 0)
         assert not record.errors
-        assert policy.told[2] > 0
+        assert policy.told["prefix"] > 0
         assert server.metrics.requests >= 2
 
 

@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +24,15 @@ from kinoise.eval.protocol import EvaluationProtocol
 from kinoise.eval.result import overlap
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.sources import RESULT, read_record
-from kinoise.policies import DecodeConfig, Policy, PolicyConfig
-from kinoise.policies.core.process.base import Losses
-from kinoise.policies.core.random import Gen, normal
-from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan, Spec, SpecMismatch, Stats
+from kinoise.policies import DecodeConfig, Policy
+from kinoise.policies.core.random import Gen
+from kinoise.policies.replan import Start
+from kinoise.spec import Feature, KinoiseError, Observation, Plan, SpecMismatch
 from line_world import HORIZON, SPEC, make
 from rich.console import Console
+from walker import ONE, WalkerConfig, WalkerPolicy
 
 TASKS = {"line/all": ("line/go", "line/raise", "line/stuck"), "line/go": ("line/go",)}
-ONE = Stats((0.0,), (1.0,), (0.0,), (1.0,), (0.0,), (1.0,), 1)
-
-
-@dataclass
-class WalkerConfig(PolicyConfig):
-    name: str = "walker"
-
-
-class Walker(Policy):
-    """Walks to the goal with a little noise; its one weight is the share of the way that it plans."""
-
-    def __init__(self, spec: Spec = SPEC, history: int = 1) -> None:
-        config = WalkerConfig(observations=["state"], history=history, chunk=8, execute=4, decode=DecodeConfig(steps=3))
-        super().__init__(config, spec, {"state": ONE, "action": ONE}, ())
-        self.share = torch.nn.Parameter(torch.tensor(1.0))
-
-    def loss(self, batch: Batch, gen: Gen) -> Losses:
-        raise NotImplementedError
-
-    def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
-        gap = (obs.values["state"][:, -1, 1] - obs.values["state"][:, -1, 0])[:, None, None]
-        step = self.share * (gap / 4).expand(-1, 8, 1) + 0.005 * normal((obs.batch, 8, 1), gen)
-        return Plan(step.clamp(-0.1, 0.1), 1 / 40, 3)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +43,7 @@ def _line_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def play(**changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"episodes": 4, "seed": 7, "workers": 2, "slots": 6, "make": make, "progress": False}
-    policy = (changes.pop("policy", None) or Walker()).eval()
+    policy = (changes.pop("policy", None) or WalkerPolicy()).eval()
     return evaluate(policy, changes.pop("env", "line/all"), **{**arguments, **changes})
 
 
@@ -92,8 +70,9 @@ def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
         **asdict(DecodeConfig(steps=3)),
         "execute": 4,
         "chunk": 8,
-        "latency_s": 0.0,
+        "latency": "0",
         "delay": 0,
+        "ensemble": None,
         "pin": False,
     }
     assert result["decode_cost"]["nfe_per_plan"] == 3
@@ -203,14 +182,14 @@ def test_a_policy_for_another_robot_is_refused_with_every_difference(tmp_path: P
     state = replace(SPEC.observations["state"], unit=("m", "m", "s"))
     other = replace(SPEC, rate=20.0, control="absolute", observations={**SPEC.observations, "state": state})
     with pytest.raises(SpecMismatch) as error:
-        play(policy=Walker(other), out=tmp_path / "eval", video=1)
+        play(policy=WalkerPolicy(other), out=tmp_path / "eval", video=1)
     for word in ("rate", "control", "unit"):
         assert word in str(error.value)
     assert not (tmp_path / "eval").exists() or not list((tmp_path / "eval").iterdir())
 
 
 def test_a_camera_that_the_simulator_lacks_does_not_hide_the_other_differences():
-    class Looker(Walker):
+    class Looker(WalkerPolicy):
         def __init__(self) -> None:
             spec = envs.make("metaworld/push").spec
             camera = Feature((84, 84, 3), kind="image")
@@ -245,10 +224,10 @@ def test_unfit_arguments_are_refused(change: dict[str, Any], text: str):
 
 
 def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
-    class Terminated(Walker):
-        def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
+    class Terminated(WalkerPolicy):
+        def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
             os.kill(os.getpid(), signal.SIGTERM)
-            return super().decode(obs, gen, pinned, guess)
+            return super().decode(obs, gen, start)
 
     before, children = signal.getsignal(signal.SIGTERM), multiprocessing.active_children()
     with pytest.raises(SystemExit) as leaving, termination():
@@ -260,8 +239,8 @@ def test_termination_leaves_neither_files_nor_processes(tmp_path: Path):
 
 
 def test_where_nothing_can_be_written_nothing_is_played(tmp_path: Path):
-    class Never(Walker):
-        def decode(self, obs: Observation, gen: Gen, pinned: Any, guess: Any) -> Plan:
+    class Never(WalkerPolicy):
+        def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
             raise AssertionError("an episode was begun")
 
     (tmp_path / "file").touch()
@@ -289,19 +268,3 @@ def test_the_command_refuses_what_it_does_not_know(tmp_path: Path, argument: str
 def test_the_command_needs_a_checkpoint(tmp_path: Path):
     with pytest.raises(KinoiseError, match="no checkpoint"):
         main([str(tmp_path), "env=metaworld/push"])
-
-
-def test_latency_of_nothing_is_no_latency_and_too_much_is_refused():
-    plain, none = play(), play(latency=0.0)
-    assert [item["steps"] for item in plain["episodes"]] == [item["steps"] for item in none["episodes"]]
-    late = play(latency=0.05)
-    assert (late["decode"]["latency_s"], late["decode"]["delay"]) == (0.05, 2)
-    assert [item["steps"] for item in late["episodes"]] != [item["steps"] for item in plain["episodes"]]
-    assert [item["steps"] for item in late["episodes"]] == [item["steps"] for item in play(latency=0.05)["episodes"]]
-    for wrong, message in (
-        ({"latency": 0.2}, "can be 4 at most"),
-        ({"latency": -1.0}, "at least 0"),
-        ({"pin": True}, "can't keep"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            play(**wrong)

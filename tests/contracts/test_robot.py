@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import time
+from pathlib import Path
+from typing import Any
+
 import av
+import kinoise
 import numpy as np
 import pytest
 from kinoise.deploy.robot import Episode, Robot, SimRobot, replay
 from kinoise.deploy.video import write_video
 from kinoise.envs.base import Env, episode_seed
-from kinoise.spec import Feature, KinoiseError, Spec
+from kinoise.policies import build_policy
+from kinoise.policies.core.network import NetworkConfig
+from kinoise.policies.diffusion import DiffusionConfig
+from kinoise.spec import Feature, KinoiseError, Spec, Stats
 
 RATE = 20.0
 PERIOD = 1 / RATE
@@ -156,6 +165,25 @@ def test_a_stopped_world_stands_still(robot, clock):
     robot.stop()
 
 
+def test_a_world_that_was_stopped_goes_on_from_where_it_stood(robot, clock):
+    for value in (1, 2, 3):
+        command(robot, value)
+        clock.time += PERIOD
+        robot.observe()
+    command(robot, 4)
+    robot.stop()
+    clock.time += 30
+    assert state(robot)[1:] == [3, 6]
+    for value in (50, 60):
+        command(robot, value)
+        clock.time += PERIOD
+        robot.observe()
+    # The step with 4 was under way when the robot was stopped, and is seen afterwards.
+    assert robot.episodes[0].steps == 5
+    assert [int(item[0]) for item in robot.episodes[0].commands] == [1, 2, 3, 4, 60]
+    assert len(list(replay(Counting(), robot.episodes[:1]))) == 5
+
+
 def test_a_simulator_that_fails_is_named(robot, clock):
     command(robot, float("nan"))
     clock.time += PERIOD
@@ -196,3 +224,38 @@ def test_no_frames_are_no_video(tmp_path):
     with pytest.raises(KinoiseError, match="no frame"):
         write_video(tmp_path / "run.mp4", iter(()), 10.0)
     assert not list(tmp_path.iterdir())
+
+
+class Driver:
+    """Of an arm that is where it was told to be."""
+
+    def __init__(self) -> None:
+        self.moves, self.halts, self.joints = [], 0, np.zeros(7)
+
+    def read(self) -> np.ndarray:
+        time.sleep(0.005)
+        return self.joints
+
+    def move_to(self, action: np.ndarray) -> None:
+        self.moves.append(action)
+        self.joints = action
+
+    def halt(self) -> None:
+        self.halts += 1
+
+
+def test_the_robot_in_the_docs_runs():
+    text = (Path(kinoise.__file__).parent / "docs" / "control.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    spec, driver = names["Arm"].spec, Driver()
+    config = DiffusionConfig(network=NetworkConfig(width=32, depth=1, heads=2), observations=["state"])
+    stats = Stats((0.0,) * 7, (1.0,) * 7, (-1.0,) * 7, (1.0,) * 7, (-1.0,) * 7, (1.0,) * 7, 9)
+    policy = build_policy(config, spec, {"state": stats, "action": stats}, ("open the drawer",)).eval()
+    record = names["drive"](policy, driver, 0.5)
+    assert isinstance(names["Arm"](driver), Robot)
+    assert not record.errors
+    assert driver.halts == 1
+    assert all((spec.action.low <= move).all() and (move <= spec.action.high).all() for move in driver.moves)
+    assert len(driver.moves) > record.rungs["plan"] > 0

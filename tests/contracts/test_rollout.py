@@ -19,40 +19,11 @@ from kinoise import envs
 from kinoise.envs import episode_seed
 from kinoise.eval.rollout import Rollout, look
 from kinoise.eval.schedule import Schedule
-from kinoise.eval.slot import Driver, Job, Outcome, ReplayDriver, Terms
+from kinoise.eval.slot import Job, ReplayDriver, Terms
 from kinoise.eval.workers import Workers
-from kinoise.policies.core.random import normal
 from kinoise.spec import KinoiseError, Observation, Plan
 from line_world import HORIZON, ExpertDriver, make, make_slow
-
-CHUNK = 8
-TERMS = Terms(history=1, keys=("state",), horizon=HORIZON)
-
-
-class Walker:
-    """Walks to the goal, with noise from the episodes' generators, and remembers what it was asked."""
-
-    def __init__(self, noise: float = 0.005) -> None:
-        self.noise = noise
-        self.asked: list[Observation] = []
-
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator]) -> Plan:
-        self.asked.append(obs)
-        gap = (obs.values["state"][:, -1, 1] - obs.values["state"][:, -1, 0])[:, None, None]
-        step = (gap / 4).expand(-1, CHUNK, 1) + self.noise * normal((obs.batch, CHUNK, 1), gen)
-        return Plan(step.clamp(-0.1, 0.1), 1 / 40, 1)
-
-
-def line_jobs(*tasks: str, episodes: int = 6, terms: Terms = TERMS, driver: Driver | None = None, keep: bool = False):
-    return [
-        Job(f"line/{task}", index, episode_seed(5, f"line/{task}", index), terms, driver=driver, keep=keep)
-        for task in tasks
-        for index in range(episodes)
-    ]
-
-
-def summary(outcomes: Sequence[Outcome]) -> list[tuple]:
-    return [(item.job.task, item.job.index, item.success, item.steps, item.total, item.error) for item in outcomes]
+from walker import CHUNK, TERMS, Walker, line_jobs, summary
 
 
 @pytest.fixture(scope="module")
@@ -276,78 +247,3 @@ def test_a_scripted_policy_solves_metaworld_through_batched_plans(metaworld: Wor
     outcomes = list(Rollout(metaworld, jobs, execute=1).run(Scripted()))
     env.close()
     assert [(item.success, item.error) for item in outcomes] == [(True, None)] * 2
-
-
-class Carrier(Walker):
-    """Checks that each episode's plan before comes back to it, and to it alone; episodes are known by their generators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.before: dict[int, torch.Tensor] = {}
-        self.first = self.again = 0
-
-    def plan(self, obs, gen, *, previous: Plan | None = None, elapsed: int = 0) -> Plan:
-        assert elapsed == (0 if previous is None else 4)
-        for row, own in enumerate(gen):
-            if previous is None:
-                assert own.initial_seed() not in self.before
-            else:
-                assert torch.equal(previous.actions[row], self.before[own.initial_seed()])
-        self.first += len(gen) * (previous is None)
-        self.again += len(gen) * (previous is not None)
-        plan = super().plan(obs, gen)
-        self.before |= {own.initial_seed(): plan.actions[row] for row, own in enumerate(gen)}
-        return plan
-
-
-def test_every_episode_carries_its_own_plan(pool: Workers):
-    jobs, carrier = line_jobs("go", "other"), Carrier()
-    assert all(item.success for item in Rollout(pool, jobs, execute=4, slots=3, carry=True).run(carrier))
-    assert carrier.first == len(jobs)
-    assert carrier.again > len(jobs)
-
-
-class Clerk:
-    """Plans whose actions say which plan they are of, and which of its actions they are: plan + index / 1000."""
-
-    def __init__(self, chunk: int = CHUNK) -> None:
-        self.chunk, self.plans = chunk, 0
-        self.told: list[dict] = []
-
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator], **told) -> Plan:
-        self.told.append(told)
-        self.plans += 1
-        actions = self.plans + torch.arange(self.chunk).view(1, -1, 1).expand(obs.batch, -1, 1) / 1000
-        if told.get("prefix"):
-            start = told["elapsed"]
-            actions = actions.clone()
-            actions[:, : told["prefix"]] = told["previous"].actions[:, start : start + told["prefix"]]
-        return Plan(actions.float(), 1 / 40, 1)
-
-
-@pytest.mark.parametrize("pin", [False, True])
-@pytest.mark.parametrize("delay", [0, 1, 3, 4])
-def test_while_a_plan_is_made_the_one_before_goes_on(pool: Workers, delay: int, pin: bool):
-    (job,) = line_jobs("stuck", episodes=1)
-    clerk = Clerk()
-    rollout = Rollout(pool, [job], execute=4, slots=1, delay=delay, pin=pin, carry=True)
-    sent: list[np.ndarray] = []
-    send = rollout._send
-    rollout._send = lambda group, actions, start: (sent.extend(actions.values()), send(group, actions, start))[1]
-    list(rollout.run(clerk))
-    first, second, third = sent[:3]
-    np.testing.assert_allclose(first[:, 0], [1.0, 1.001, 1.002, 1.003])
-    late = [1.004, 1.005, 1.006, 1.007][:delay]
-    np.testing.assert_allclose(second[:, 0], [*late, *(2 + np.arange(delay, 4) / 1000)], rtol=1e-6)
-    assert clerk.told[0] == {}
-    assert [told.get("prefix", 0) for told in clerk.told[1:]] == [delay if pin else 0] * (len(clerk.told) - 1)
-    assert len(rollout.joins) == len(clerk.told) - 1
-    step = (2 + delay / 1000) - (1.003 + delay / 1000)
-    np.testing.assert_allclose(rollout.joins[0], step, rtol=1e-5)
-    assert len(third) == 4
-
-
-def test_a_chunk_that_does_not_last_until_the_next_plan_is_refused(pool: Workers):
-    (job,) = line_jobs("stuck", episodes=1)
-    with pytest.raises(KinoiseError, match="and 4 more to go"):
-        list(Rollout(pool, [job], execute=4, slots=1, delay=4).run(Clerk(chunk=7)))

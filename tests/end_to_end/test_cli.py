@@ -58,7 +58,7 @@ def test_every_command_explains_itself_and_refuses_what_it_does_not_know(
         ("train", "policy.chunk=0", "at least 1"),
         ("train", "policy.network.heads=3", "multiple"),
         ("train", "policy=mod", "Did you mean mode?"),
-        ("control", "guards.jump=0", "positive"),
+        ("control", "guards.jump=0", "above 0"),
         ("report", "videos=-1", "at least 0"),
         ("inspect", "idle=nan", "idle=nan"),
         ("train", "out=", "directory"),

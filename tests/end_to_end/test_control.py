@@ -57,7 +57,10 @@ def test_a_run_leaves_its_figures_and_its_film(run: Path, tmp_path: Path):
     assert result["plans"] == len(result["plans_timeline"]) >= 1
     assert {item["nfe"] for item in result["plans_timeline"]} == {2}
     assert result["policy"]["checkpoint"] == str(run)
-    assert set(result["interventions"]) == {"nan", "bounds", "jump"}
+    assert set(result["interventions"]) == {"nan", "bounds", "velocity", "jump", "stale", "heartbeat"}
+    assert sum(result["rungs"].values()) == result["ticks"]
+    assert result["controller"]["fallback"] == {"hold": 1.0, "decay": 0.5, "on_stop": "end"}
+    assert (result["controller"]["rate"], result["controller"]["servo"], result["controller"]["budget"]) == (50, 1, None)
     seeds = [envs.episode_seed(0, TASK, index) for index in range(len(result["episodes"]))]
     assert [item["seed"] for item in result["episodes"]] == seeds
     with av.open(str(out / "control.mp4")) as container:
@@ -84,11 +87,10 @@ def test_a_signal_ends_a_run_cleanly(run: Path, tmp_path: Path, number: signal.S
 def test_a_policy_that_fails_on_its_way_is_an_error_with_its_figures_kept(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    whole, calls = DiffusionPolicy.plan, []
+    whole = DiffusionPolicy.plan
 
     def plan(self, obs, gen, **told):
-        calls.append(obs)
-        if len(calls) > 1:
+        if told["previous"] is not None:
             raise RuntimeError("out of memory")
         return whole(self, obs, gen, **told)
 
@@ -96,21 +98,38 @@ def test_a_policy_that_fails_on_its_way_is_an_error_with_its_figures_kept(
     with pytest.raises(KinoiseError, match=r"planning went wrong .* out of memory"):
         main([str(run), f"env={TASK}", "seconds=1", f"out={tmp_path}"])
     result = json.loads((tmp_path / "control.json").read_text())
-    assert result["holds"] == result["ticks"]
+    assert result["rungs"]["rest"] > 0
     assert result["errors"][0]["message"] == "planning failed: RuntimeError: out of memory"
 
 
-def test_plans_of_nan_never_reach_the_robot(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = DiffusionPolicy.plan
+def test_plans_of_nan_are_counted_and_end_in_a_stop(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, broken = DiffusionPolicy.plan, threading.Event()
 
     def plan(self, obs, gen, **told):
         made = whole(self, obs, gen, **told)
-        return replace(made, actions=torch.full_like(made.actions, torch.nan))
+        if told["previous"] is not None:
+            broken.set()
+        return replace(made, actions=torch.full_like(made.actions, torch.nan)) if broken.is_set() else made
 
     monkeypatch.setattr(DiffusionPolicy, "plan", plan)
-    assert main([str(run), f"env={TASK}", "seconds=1", f"out={tmp_path}"]) == 0
+    with pytest.raises(KinoiseError, match=r"stopped at tick \d+: .*control\.json"):
+        main([str(run), f"env={TASK}", "rate=50", "seconds=30", "fallback.hold=0.2", f"out={tmp_path}"])
     result = json.loads((tmp_path / "control.json").read_text())
-    assert result["interventions"]["nan"] == result["ticks"] - result["holds"] > 0
+    assert result["interventions"]["nan"] == sum(item["outcome"] == "nan" for item in result["plans_timeline"]) > 0
+    assert result["rungs"]["stop"] == len(result["stops"]) == 1
+
+
+def test_plans_that_come_too_late_are_refused_with_the_numbers(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = DiffusionPolicy.plan
+
+    def plan(self, obs, gen, **told):
+        time.sleep(0.3)
+        return whole(self, obs, gen, **told)
+
+    monkeypatch.setattr(DiffusionPolicy, "plan", plan)
+    with pytest.raises(KinoiseError, match=r"plans take 3\d\d ms at p95 = \d+ ticks at 50 Hz; a chunk of 12 actions is over"):
+        main([str(run), f"env={TASK}", "rate=50", f"out={tmp_path}"])
+    assert not (tmp_path / "control.json").exists()
 
 
 def test_what_can_not_run_is_refused_before_anything_moves(run: Path, tmp_path: Path):
@@ -118,6 +137,12 @@ def test_what_can_not_run_is_refused_before_anything_moves(run: Path, tmp_path: 
         main([str(run), "env=metaworld/mt10", f"out={tmp_path}"])
     with pytest.raises(UsageError, match="rate=0"):
         main([str(run), f"env={TASK}", "rate=0", f"out={tmp_path}"])
+    with pytest.raises(UsageError, match=r"guards\.stale=-1"):
+        main([str(run), f"env={TASK}", "guards.stale=-1", f"out={tmp_path}"])
+    with pytest.raises(UsageError, match=r"fallback\.on_stop=stay"):
+        main([str(run), f"env={TASK}", "fallback.on_stop=stay", f"out={tmp_path}"])
+    with pytest.raises(UsageError, match="servo=2: a simulator takes one command a step"):
+        main([str(run), f"env={TASK}", "servo=2", f"out={tmp_path}"])
     with pytest.raises(UsageError, match="device=tpu9"):
         main([str(run), f"env={TASK}", "device=tpu9", f"out={tmp_path}"])
     other = save(tmp_path / "other", control="absolute")

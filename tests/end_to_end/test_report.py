@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,9 +104,9 @@ def write_control(out: Path, checkpoint: Path) -> None:
     out.mkdir(parents=True)
     ticks = [index * 0.05 for index in range(100)]
     arrivals = [Arrival(6 * index, 1 + index % 2, 0.01 + 0.001 * index, 5, "used") for index in range(15)]
-    record = Record(
-        0.05, ticks, [0.0] * 100, [0.001] * 100, missed=2, holds=1, arrivals=[*arrivals, Arrival(96, 9, 0.4, 5, "expired")]
-    )
+    arrivals.append(Arrival(96, 9, 0.4, 5, "expired"))
+    rungs = Counter(plan=97, rest=2, hold=1)
+    record = Record(0.05, ticks, [0.0] * 100, [0.001] * 100, missed=2, rungs=rungs, arrivals=arrivals)
     value = {
         **origin(),
         "policy": identity_of(checkpoint),
@@ -114,7 +115,7 @@ def write_control(out: Path, checkpoint: Path) -> None:
         "rate": 20.0,
         "seconds": 5.0,
         **record.to_json(),
-        "interventions": {"nan": 0, "bounds": 7, "jump": 2},
+        "interventions": {"nan": 0, "bounds": 7, "velocity": 0, "jump": 2, "stale": 0, "heartbeat": 0},
         "episodes": [{"index": 0, "seed": 1, "steps": 80, "success": True, "finished": True}],
     }
     write_json(out / "control.json", value)
