@@ -109,7 +109,7 @@ class PolicyClient:
         Args:
             values: by the spec's keys, `[history, ...]` or a single step where history is 1.
             instruction: what to do; "" where the policy knows no language.
-            previous, elapsed, prefix, budget: as for `Policy.plan`, with one row; the budget begins where the question comes in.
+            previous, elapsed, prefix, budget: as for `Policy.plan`, with one row; the budget counts from its arrival.
 
         Raises:
             ServerError: with the server's words.
