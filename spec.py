@@ -225,12 +225,12 @@ class Plan:
         t0: time of the first action, seconds on the caller's clock (0 where the caller has none).
         dt: seconds between actions.
         obs_time: time of the observation that the plan answers.
-        nfe: network evaluations spent, each of them on the whole batch.
+        nfe: network evaluations spent, each of them on the whole batch, or on those of its rows that a gate sent back to noise.
         nfe_rows: for each row, how many of them it needed; empty where all needed all.
         confidence: how sure the policy was of each number, from 0 to 1, where it knows; a warm start goes by it.
         surprise: for each row of a warm start, how far the first belief was from the guess (RMS, normalised actions).
         cold: for each row, whether it was decoded from noise because of that; empty where there was no gate.
-        timing: seconds per stage (`encode`, `denoise`), measured by the policy.
+        timing: seconds per stage (`encode`, `denoise`) and of an `evaluation`, measured by the policy.
     """
 
     actions: Float[torch.Tensor, "batch chunk action"]

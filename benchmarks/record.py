@@ -26,10 +26,11 @@ def milliseconds(seconds: list[float]) -> dict[str, float]:
     return {"median": round(float(middle), 3), "q25": round(float(low), 3), "q75": round(float(high), 3)}
 
 
-def write(name: str, figures: dict[str, Any]) -> None:
-    """Prints the figures and keeps them as `results/<name>.json`."""
+def write(name: str, figures: dict[str, Any], show: bool = True) -> None:
+    """Keeps the figures as `results/<name>.json`, and prints them if told to `show` them."""
     module = sys.modules["__main__"].__spec__
     command = ["python", "-m", module.name if module else name, *sys.argv[1:]]
     value = {**figures, "command": " ".join(command), **origin()}
     write_json(RESULTS / f"{name}.json", value)
-    print(json.dumps(figures, indent=2))
+    if show:
+        print(json.dumps(figures, indent=2))

@@ -25,6 +25,7 @@ from kinoise.config import UsageError, parse, run
 
 from .played import Partial, Row, compare, correct, figures, play
 from .record import write
+from .rows import GREEDY
 
 REFERENCE = "full"
 PAIRS = {"warm_2": ("short", "cold_2"), "warm_1": ("short", "cold_1")}
@@ -61,6 +62,11 @@ class Settings:
     only: list[str] | None = field(default=None, metadata={"help": f"these rows and {REFERENCE}; null for all"})
     name: str = field(default="replanning", metadata={"help": "results/NAME.json"})
 
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.only or [] if name not in CONTINUOUS]
+        if unknown:
+            raise UsageError(f"only={unknown}: the rows are {', '.join(CONTINUOUS)}")
+
 
 def rows_of(run: str, settings: Settings) -> list[Row]:
     """The rows of one checkpoint. Raises UsageError when nothing says from which level plans may start."""
@@ -70,14 +76,15 @@ def rows_of(run: str, settings: Settings) -> list[Row]:
     checkpoint = resolve(run)
     policy = load_policy(checkpoint)
     own, who = policy.config.decode, identity(policy, checkpoint)
-    warm = settings.warm or own.warm
-    if warm == 1:
+    warm = own.warm if settings.warm is None else settings.warm
+    if not 0 < warm < 1:
         raise UsageError(f"{run} has no level for warm starts: run kinoise calibrate on it, or give warm=")
+    tokens = isinstance(policy, DiscreteVLAPolicy)
+    usual = GREEDY if tokens else {"guidance": 1.0, "steps": 10}
     rows = []
-    for name, (changes, always) in (TOKENS if isinstance(policy, DiscreteVLAPolicy) else CONTINUOUS).items():
+    for name, (changes, always) in (TOKENS if tokens else CONTINUOUS).items():
         if settings.only is None or name in (REFERENCE, *settings.only):
-            first = {"steps": 10} if name.startswith("warm") and not isinstance(policy, DiscreteVLAPolicy) else {}
-            decode = replace(own, **{"warm": warm, "gate": None, **first, **changes})
+            decode = replace(own, **{**usual, "warm": warm, "gate": None, **changes})
             rows.append(Row(name, policy, decode, 1 if always else policy.config.execute, checkpoint, who, changes))
     return rows
 

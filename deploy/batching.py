@@ -55,7 +55,7 @@ class Batcher:
         self.company = 1
         self._policy, self._rows, self._wait, self._threads = policy, rows, wait, threads
         self._asks: list[Ask] = []
-        self._cost: float | None = None
+        self._costs: dict[int, float] = {}
         self._changed = threading.Condition()
         self._closed = False
         # A daemon: a plan that never returns must not keep the process alive.
@@ -116,7 +116,8 @@ class Batcher:
                 prefix=first.prefix,
                 budget=self._budget(asks, began),
             )
-            self._cost = plan.timing["denoise"] / plan.nfe if plan.nfe and "denoise" in plan.timing else self._cost
+            if "evaluation" in plan.timing:
+                self._costs[len(asks)] = plan.timing["evaluation"]
             rows = [plan.row(row) for row in range(len(asks))]
         except Exception as error:
             if len(asks) == 1:
@@ -133,4 +134,4 @@ class Batcher:
     def _budget(self, asks: list[Ask], now: float) -> Budget | None:
         """The time that is left to the question that has least of it; what is over already counts as a millisecond."""
         left = [ask.at + ask.question.budget - now for ask in asks if ask.question.budget is not None]
-        return Budget(max(1e-3, min(left)), self._cost) if left else None
+        return Budget(max(1e-3, min(left)), self._costs.get(len(asks))) if left else None

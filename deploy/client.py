@@ -116,6 +116,8 @@ class PolicyClient:
             ServerTimeout: after `timeout` seconds. An answer that comes later is thrown away.
             KinoiseError: a value that can't be sent, a server that now serves something else, a closed client.
         """
+        if previous is None and (elapsed or prefix):
+            raise KinoiseError(f"elapsed={elapsed}, prefix={prefix} are about the previous plan: give previous=")
         deadline, number = time.monotonic() + self._timeout, next(self._numbers)
         message: dict[str, Any] = {**values, "id": number}
         if instruction:

@@ -110,7 +110,8 @@ class Controller:
             if reading is None:
                 return
             request = Request(0, 0.0, (reading,) * self._history.length, budget=self.config.budget)
-            plan = warm_up(self.inference, request, self.robot.spec, self._delay, self._clock, stopped)
+            replans = {"execute": self.execute, "pin": self.config.pin}
+            plan = warm_up(self.inference, request, self.robot.spec, self._delay, self._clock, stopped, **replans)
             if plan is not None:
                 check_horizon(self._delay, plan.actions.shape[1], self.config.rate, self.config.fallback.hold)
         except BaseException:

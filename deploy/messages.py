@@ -91,9 +91,10 @@ class Question:
     id: int | str | None = None
 
     @property
-    def kind(self) -> tuple[int, int, bool]:
-        """What questions must have in common to be planned in one batch: as many actions to go on from."""
-        return self.prefix, -1 if self.previous is None else len(self.previous), self.confidence is None
+    def kind(self) -> tuple[int, int, bool, bool]:
+        """What questions must have in common to be planned in one batch: as many actions to go on from, a budget or none."""
+        length = -1 if self.previous is None else len(self.previous)
+        return self.prefix, length, self.confidence is None, self.budget is None
 
 
 class Reader:

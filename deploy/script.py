@@ -87,7 +87,7 @@ class Script:
         return wanted
 
     def _differ(self, wanted_kind: str, wanted: Any, kind: str, value: Any) -> NoReturn:
-        self.end(self._difference(_shown(wanted_kind, wanted), _shown(kind, value)))
+        self.end(self._difference(_shown(wanted_kind, wanted), _shown(kind, value) + _apart(wanted, value)))
 
     def _difference(self, wanted: str, got: str) -> Difference:
         return Difference(f"event {self.counts.total()}, {self.counts['command']} commands in: wanted {wanted}, got {got}")
@@ -100,6 +100,14 @@ class Script:
             self._take("raised")
             text = str(what.get("text"))
             raise ObservationTimeout(text) if what.get("name") == ObservationTimeout.__name__ else Raised(text)
+
+
+def _apart(wanted: Any, value: Any) -> str:
+    """Which entries of two dictionaries differ: `_shown` leaves out what is long."""
+    if not isinstance(wanted, dict) or not isinstance(value, dict):
+        return ""
+    keys = [key for key in {**wanted, **value} if pack({"": wanted.get(key)}) != pack({"": value.get(key)})]
+    return f": {', '.join(keys)} differ{'s' * (len(keys) == 1)}"
 
 
 def _shown(kind: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Plans that are made before the clock starts: a first one allocates and compiles, the others say how long they take."""
+"""Plans that are made before the clock starts: the first ones allocate and compile, the others say how long they take."""
 
 from __future__ import annotations
 
@@ -39,18 +39,38 @@ def first_reading(robot: Robot, clock: Clock, stopped: Callable[[], bool]) -> Re
 
 
 def warm_up(
-    inference: Inference, request: Request, spec: Spec, delay: DelayEstimate, clock: Clock, stopped: Callable[[], bool]
+    inference: Inference,
+    request: Request,
+    spec: Spec,
+    delay: DelayEstimate,
+    clock: Clock,
+    stopped: Callable[[], bool],
+    *,
+    execute: int = 1,
+    pin: bool = False,
 ) -> Plan | None:
-    """Plans a few times on `request`, and adds what the plans after the first took to `delay`.
+    """Plans a few times on `request`, by turns from nothing and from the plan before, as the loop will ask: a replan may cost
+    more (a guided prefix takes a backward pass) or be impossible with settings that a first plan ignores. What the plans after
+    the first of each kind took is added to `delay`.
+
+    Args:
+        execute: actions of the plan before that a replan finds carried out.
+        pin: whether it keeps those that are carried out meanwhile.
 
     Returns the last plan; None when `stopped()` before it came.
     Raises KinoiseError when one could not be made, or is none for a robot of `spec`.
     """
     began, plan = clock.now(), None
-    for number in range(1 + MOST):
-        if number > FEWEST and clock.now() - began > SECONDS:
+    for number in range(2 + MOST):
+        if number > 1 + FEWEST and clock.now() - began > SECONDS:
             break
-        inference.submit(replace(request, tick=number, time=clock.now()))
+        question = replace(request, tick=number, time=clock.now())
+        if plan is not None and number % 2 == 1:
+            length = plan.actions.shape[1]
+            elapsed = min(execute, length - 1)
+            prefix = min(delay.ticks, length - elapsed) if pin else 0
+            question = replace(question, previous=plan, elapsed=elapsed, prefix=prefix)
+        inference.submit(question)
         while (reply := inference.poll()) is None:
             if stopped():
                 return None
@@ -61,7 +81,7 @@ def warm_up(
         if not reply.plan.actions.isfinite().all():
             raise KinoiseError("the plan on the robot's first observation holds NaN or infinity: take another checkpoint")
         plan = reply.plan
-        if number:
+        if number > 1:
             delay.add(reply.seconds)
         else:
             began = clock.now()

@@ -145,13 +145,18 @@ def main(argv: Sequence[str]) -> int:
 def chosen(policy: Policy, settings: Settings) -> tuple[list[int], dict[str, Any] | None]:
     """The delays to play and, of the usual ones, those that the chunk is too short for, with the reason; None for none.
 
-    Raises UsageError for an `execute` that the chunk can't hold.
+    Raises UsageError for an `execute` that the chunk can't hold, or a delay that it can't bridge.
     """
     execute, chunk = _execute(policy, settings), policy.config.chunk
     check_execute(execute, chunk)
+    most = longest_delay(execute, chunk)
+    if max(settings.delays, default=0) > most:
+        raise UsageError(
+            f"delays={settings.delays}: with execute={execute} of a chunk of {chunk} actions it can be {most} at most, since a "
+            f"chunk has to hold the delay and, once more, the delay or execute, whichever is longer"
+        )
     if settings.delays:
         return sorted(settings.delays), None
-    most = longest_delay(execute, chunk)
     over = [delay for delay in DELAYS if delay > most]
     reason = (
         f"left out: {', '.join(map(str, over))} steps. With execute={execute} a chunk of {chunk} actions bridges {most} at "

@@ -74,6 +74,18 @@ def notices(parts: Parts) -> list[str]:
     return lines
 
 
+def _joins(decode: Record) -> list[str]:
+    """What an evaluation's success can't be read without: guidance, plans that came late, and how they were joined."""
+    lines = [f"guidance {decode['guidance']:g}"] if decode.get("guidance", 1.0) != 1.0 else []
+    if decode.get("delay"):
+        lines.append(f"plans {count(decode['delay'], 'step')} late (95th percentile)")
+    if decode.get("warm", 1.0) < 1:
+        lines.append(f"replans from level {decode['warm']:g}")
+    if decode.get("ensemble") is not None:
+        lines.append(f"means over plans, exp(-{decode['ensemble']:g} i)")
+    return [*lines, "prefixes pinned"] if decode.get("pin") else lines
+
+
 def facts(parts: Parts, policy: Policy) -> list[Fact]:
     """The tiles beside the headline figure."""
     result, loop = parts.result, parts.loop
@@ -81,7 +93,6 @@ def facts(parts: Parts, policy: Policy) -> list[Fact]:
     used = result["policy"] if result else newest
     config = policy.config
     decode = result["decode"] if result else {**vars(config.decode), "execute": config.execute, "chunk": config.chunk}
-    guided = (f"guidance {decode['guidance']:g}",) if decode.get("guidance", 1.0) != 1.0 else ()
     tiles = [
         Fact("Policy", config.name, (f"{number(used['parameters'])} parameters",)),
         Fact(
@@ -92,7 +103,7 @@ def facts(parts: Parts, policy: Policy) -> list[Fact]:
         Fact(
             "Decoding",
             f"{decode['sampler']}, {count(decode['steps'], 'step')}",
-            (f"executes {decode['execute']} of {decode['chunk']} actions", *guided),
+            (f"executes {decode['execute']} of {decode['chunk']} actions", *_joins(decode)),
         ),
     ]
     if result:

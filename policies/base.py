@@ -17,7 +17,7 @@ from .core.budget import Budget
 from .core.process.base import Losses
 from .core.random import Gen, move, uniform
 from .decode import DecodeConfig
-from .replan import Start, check_prefix, guess, replaced
+from .replan import Start, check_prefix, left_of, replaced
 
 SIMULATED = 0.5
 """The share of training samples without a simulated delay, where it is simulated at all: a first plan has nothing to go on."""
@@ -91,16 +91,17 @@ class Policy(nn.Module, ABC):
     def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
         """A plan from where `start` says, which begins with its `pinned`; from a guess, with its `surprise`."""
 
-    def simulated(self, rows: int, gen: Gen) -> Bool[Tensor, "batch chunk"] | None:
+    def simulated(self, valid: Bool[Tensor, "batch chunk"], gen: Gen) -> Bool[Tensor, "batch chunk"] | None:
         """Which first actions training gives away in each row: none in half of the rows, 1 to `simulated_delay` in the others.
 
-        None where the policy isn't trained so.
+        One valid step at least is left to ask for. None where the policy isn't trained so.
         """
         most = self.config.simulated_delay
         if most == 0:
             return None
-        draw = uniform((rows,), gen)
+        draw = uniform((len(valid),), gen)
         count = ((draw - SIMULATED) / (1 - SIMULATED)).clamp(min=0).mul(most).ceil()
+        count = count.minimum(valid.sum(-1).cpu() - 1)
         return move(torch.arange(self.config.chunk) < count[:, None], self.device)
 
     def plan(
@@ -137,8 +138,10 @@ class Policy(nn.Module, ABC):
             plan, gate = self.decode(obs, gen, start), self.config.decode.gate
             if not start.warm or gate is None:
                 return plan
-            over = start.budget is not None and start.budget.left <= 0
-            cold = [row for row, surprise in enumerate(plan.surprise) if surprise > gate and not over]
+            # From noise takes at least this long: the observation is encoded anew, and looked at once.
+            least = plan.timing["encode"] + plan.timing["evaluation"]
+            late = start.budget is not None and start.budget.left < least
+            cold = [row for row, surprise in enumerate(plan.surprise) if surprise > gate and not late]
             if not cold:
                 return replace(plan, cold=(False,) * obs.batch)
             own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
@@ -161,8 +164,8 @@ class Policy(nn.Module, ABC):
                     f"the previous plan has the shape {found}: "
                     f"expected {obs.batch} rows, a chunk, {self.spec.action_dim} numbers"
                 )
-            known = guess(previous, elapsed, self.config.chunk)
-            cost = previous.timing.get("denoise", 0.0) / previous.nfe if previous.nfe else None
+            known = left_of(previous, elapsed, self.config.chunk)
+            cost = previous.timing.get("evaluation")
         warm = known is not None and self.config.decode.warm < 1
         return Start(known, warm, prefix, budget if isinstance(budget, Budget | None) else Budget(budget, cost))
 

@@ -20,16 +20,19 @@ from torch import Tensor
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .base import Policy, PolicyConfig
 from .core.codec import CODECS, Affine
-from .core.guidance import given, guided, pulled, softening
+from .core.guidance import fixed, guided, pulled, softening
 from .core.network import Denoiser, Given, Level, NetworkConfig
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.process.gaussian import CLEAN
 from .core.random import Gen, uniform
-from .core.sampler import SAMPLERS
+from .core.sampler import EVALUATIONS, SAMPLERS
 from .core.start import distance, remembering, warm_noise
 from .encoders import EncoderConfig, ObservationEncoder
-from .replan import Start
+from .replan import Start, timed
+
+LEVELS = 1024
+"""Noise levels that are remembered: a budget makes grids of its own."""
 
 
 @dataclass
@@ -51,6 +54,12 @@ class DiffusionConfig(PolicyConfig):
             raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
         if not 0 < self.gripper_size < math.inf:
             raise KinoiseError(f"gripper_size={self.gripper_size}: expected more than 0")
+        told = self.network.adaptive_norm or self.network.noise_attention
+        if self.simulated_delay and not told:
+            raise KinoiseError(
+                f"simulated_delay={self.simulated_delay}: this network isn't told which actions are clean. Set "
+                "network.adaptive_norm or network.noise_attention, or leave it 0: prefixes are guided then"
+            )
         if self.decode.prefix == "given" and self.simulated_delay == 0:
             raise KinoiseError("decode.prefix=given needs a policy that was trained with simulated_delay above 0: take guided")
 
@@ -74,7 +83,7 @@ class DiffusionPolicy(Policy):
         dropped = uniform((rows,), gen, self.device) < self.config.goal_dropout
         context = self.observe(batch.observation, dropped)
         clean = self.codec.encode(batch.actions.to(self.device))
-        known = self.simulated(rows, gen)
+        known = self.simulated(batch.valid, gen)
         network = partial(self.network, gen=gen, given=None if known is None else Given(known, self._no_noise))
         return self.process.loss(network, clean, context, batch.valid.to(self.device), gen, known)
 
@@ -91,13 +100,13 @@ class DiffusionPolicy(Policy):
         guess = None if start.guess is None else self.codec.encode(start.guess.actions.to(self.device))
         denoise = self._denoise(obs, asked, start.prefix if self._gives(start) else 0)
         encoded = time.perf_counter()
-        if guess is not None and start.guess is not None and start.prefix:
-            denoise = self._keeping(denoise, guess, start)
         if start.warm:
             denoise = remembering(denoise, first)
+        if guess is not None and start.guess is not None and start.prefix:
+            denoise = self._keeping(denoise, guess, start)
         most = decode.replan_steps if start.warm else decode.steps
         if start.budget is not None:
-            most, denoise = start.budget.steps(most), start.budget.keep(denoise)
+            most, denoise = start.budget.steps(most, self._calls), start.budget.keep(denoise)
         if start.warm and guess is not None:
             x = warm_noise(self.process, guess, decode.warm, gen, decode.renoise)
             grid = self.process.grid(most, decode.warm)
@@ -107,13 +116,12 @@ class DiffusionPolicy(Policy):
         actions = self.codec.decode(SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen)).float().cpu()
         if start.pinned is not None:
             actions[:, : start.prefix] = start.pinned
-        surprise = distance(first[0], guess, start.guess.elapsed) if first and guess is not None and start.guess else ()
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
             nfe=len(asked),
-            surprise=surprise,
-            timing={"encode": encoded - begin, "denoise": time.perf_counter() - encoded},
+            surprise=self._surprise(first[0], guess, start) if first and guess is not None else (),
+            timing=timed(begin, encoded, len(asked)),
         )
 
     def differentiates(self, start: Start) -> bool:
@@ -124,9 +132,21 @@ class DiffusionPolicy(Policy):
         way = self.config.decode.prefix
         return way == "given" or (way == "auto" and 0 < start.prefix <= self.config.simulated_delay)
 
+    @property
+    def _calls(self) -> int:
+        """Network evaluations in a step."""
+        decode = self.config.decode
+        return EVALUATIONS.get(decode.sampler, 1) * (1 if decode.guidance in (0, 1) else 2)
+
+    def _surprise(self, belief: Tensor, guess: Float[Tensor, "batch chunk action"], start: Start) -> tuple[float, ...]:
+        """Of what the network itself believes, before anything pulls it to the guess, over what isn't settled."""
+        assert start.guess is not None
+        settled = torch.arange(self.config.chunk, device=guess.device)[None, :, None] < start.prefix
+        return distance(belief, guess, start.guess.elapsed, ~settled.expand_as(guess))
+
     def _keeping(self, denoise: Denoise, guess: Float[Tensor, "batch chunk action"], start: Start) -> Denoise:
         if self._gives(start):
-            return given(self.process, denoise, guess[:, : start.prefix])
+            return fixed(self.process, denoise, guess[:, : start.prefix])
         assert start.guess is not None
         weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk).to(self.device)
         return pulled(self.process, denoise, guess, weight, self.config.decode.pull)
@@ -166,6 +186,8 @@ class DiffusionPolicy(Policy):
             given = (torch.arange(self.config.chunk, device=self.device) < prefix)[None]
             # The tensors are kept, and may take part in a gradient later.
             with torch.inference_mode(False):
+                if len(self._levels) >= LEVELS:
+                    self._levels.clear()
                 self._levels[key] = self.network.level(noise, Given(given, self._no_noise) if prefix else None)
         return self._levels[key]
 

@@ -29,7 +29,7 @@ from .core.start import distance, warm_tokens
 from .decode import DecodeConfig
 from .encoders.prefix import PrefixConfig, PrefixEncoder
 from .encoders.vlm import VlmBackbone, VlmConfig
-from .replan import Guess, Start
+from .replan import Guess, Start, timed
 
 VALUES = ("centre", "expectation")
 
@@ -140,7 +140,7 @@ class DiscreteVLAPolicy(Policy):
         actions = batch.actions.to(self.device)
         prefix = self.backbone.prefix(batch.observation, dropped, gen)
         clean, valid = self.bins.encode(actions), batch.valid.to(self.device)
-        losses = self.process.loss(self._network(gen), clean, prefix, valid, gen, self.simulated(rows, gen))
+        losses = self.process.loss(self._network(gen), clean, prefix, valid, gen, self.simulated(batch.valid, gen))
         return Losses(losses.per_sample, losses.auxiliary, {"clipped": self.bins.outside(actions)})
 
     def remarks(self, actions: Float[Tensor, "steps action"]) -> list[str]:
@@ -164,12 +164,12 @@ class DiscreteVLAPolicy(Policy):
         encoded = time.perf_counter()
         most = decode.steps if guess is None else decode.replan_steps
         if start.budget is not None:
-            most, denoise = start.budget.steps(most), start.budget.keep(denoise)
+            most, denoise = start.budget.steps(most, self._calls), start.budget.keep(denoise)
         if guess is None:
             shape = (obs.batch, self.config.chunk, self.spec.action_dim)
             x, grid = self.process.prior(shape, gen, self.device), self.process.grid(most)
         else:
-            x, grid = self._warm(guess), self.process.grid(most, decode.warm)
+            x, grid = self._warm(guess, start.prefix), self.process.grid(most, decode.warm)
         if start.pinned is not None:
             x[:, : start.prefix] = self.bins.encode(start.pinned.to(self.device))
         known = x != self.process.mask
@@ -185,13 +185,13 @@ class DiscreteVLAPolicy(Policy):
             nfe_rows=tuple(count * self._calls for count in each),
             confidence=confidence,
             surprise=() if guess is None else self._surprise(guess, rounds),
-            timing={"encode": encoded - begin, "denoise": time.perf_counter() - encoded},
+            timing=timed(begin, encoded, len(rounds) * self._calls),
         )
 
-    def _warm(self, guess: Guess) -> Int[Tensor, "batch chunk action"]:
+    def _warm(self, guess: Guess, prefix: int) -> Int[Tensor, "batch chunk action"]:
         confidence = None if guess.confidence is None else guess.confidence.to(self.device)
         tokens = self.bins.encode(guess.actions.to(self.device))
-        return warm_tokens(self.process, tokens, self.config.decode.warm, guess.elapsed, confidence)
+        return warm_tokens(self.process, tokens, self.config.decode.warm, guess.elapsed, confidence, prefix)
 
     def _surprise(self, guess: Guess, rounds: list[Round]) -> tuple[float, ...]:
         """In units of half a dimension's range, as a continuous policy's, over the known tokens that were masked again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -27,7 +28,7 @@ class Guess(NamedTuple):
     elapsed: int
     confidence: Float[Tensor, "batch chunk action"] | None
 
-    def row(self, rows: list[int]) -> Guess:
+    def rows(self, rows: list[int]) -> Guess:
         """Of these rows."""
         return self._replace(actions=self.actions[rows], confidence=None if self.confidence is None else self.confidence[rows])
 
@@ -54,10 +55,10 @@ class Start(NamedTuple):
 
     def cold(self, rows: list[int]) -> Start:
         """From noise, for these rows."""
-        return self._replace(guess=None if self.guess is None else self.guess.row(rows), warm=False)
+        return self._replace(guess=None if self.guess is None else self.guess.rows(rows), warm=False)
 
 
-def guess(previous: Plan, elapsed: int, chunk: int) -> Guess | None:
+def left_of(previous: Plan, elapsed: int, chunk: int) -> Guess | None:
     """What the plan before says of the chunk that begins now; None when nothing of it is left.
 
     Raises KinoiseError for a plan with NaN, or a confidence of another shape.
@@ -99,6 +100,16 @@ def check_prefix(prefix: int, elapsed: int, previous: Plan | None, chunk: int) -
         )
 
 
+def timed(begin: float, encoded: float, evaluations: int) -> dict[str, float]:
+    """A plan's `timing` when it is made, seconds: `encode`, `denoise`, and of that one `evaluation`.
+
+    Args:
+        begin, encoded: by time.perf_counter, when planning and when denoising began.
+    """
+    denoise = time.perf_counter() - encoded
+    return {"encode": encoded - begin, "denoise": denoise, "evaluation": denoise / max(1, evaluations)}
+
+
 def replaced(plan: Plan, rows: list[int], other: Plan) -> Plan:
     """`plan`, with the plans of `other` in these rows, and what both cost."""
     actions, confidence = plan.actions.clone(), None if plan.confidence is None else plan.confidence.clone()
@@ -115,5 +126,8 @@ def replaced(plan: Plan, rows: list[int], other: Plan) -> Plan:
         nfe=plan.nfe + other.nfe,
         nfe_rows=tuple(each),
         cold=tuple(row in rows for row in range(len(actions))),
-        timing={key: seconds + other.timing.get(key, 0.0) for key, seconds in plan.timing.items()},
+        timing={
+            **{key: plan.timing[key] + other.timing[key] for key in ("encode", "denoise")},
+            "evaluation": max(plan.timing["evaluation"], other.timing["evaluation"]),
+        },
     )

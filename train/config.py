@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
 from ..config import UsageError, check_seed, flat
+from ..policies import POLICIES
 
 PRECISIONS = ("auto", "no", "bf16")
 DEVICES = ("auto", "cpu")
@@ -94,9 +95,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What a resumed run may not change and does, one `key: before -> now` each; both as nested JSON of `Settings`.
 
     A setting that only watches the run may change. `train.steps` may grow; the learning rate then follows the longer cosine.
+    One that is younger than the run was then what it is by default.
     """
-    old, new = dict(flat(before)), dict(flat(now))
-    keys = [key for key in {**old, **new} if key not in FREE and old.get(key) != new.get(key)]
+    usual = {"policy": asdict(POLICIES[now["policy"]["name"]].config()), "train": asdict(TrainConfig())}
+    old, new = {**dict(flat(usual)), **dict(flat(before))}, dict(flat(now))
+    keys = [key for key in {**dict(flat(before)), **new} if key not in FREE and old.get(key) != new.get(key)]
     if new["train.steps"] < old["train.steps"]:
         keys.append("train.steps")
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]

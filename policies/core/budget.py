@@ -29,11 +29,15 @@ class Budget:
         """Seconds; below 0 once they are over."""
         return self._deadline - time.perf_counter()
 
-    def steps(self, most: int) -> int:
-        """How many evaluations there is time for: at least one, at most `most`, and `most` while one's cost is not known."""
+    def steps(self, most: int, each: int = 1) -> int:
+        """How many steps there is time for: at least one, at most `most`, and `most` while an evaluation's cost is not known.
+
+        Args:
+            each: evaluations in a step.
+        """
         if not self._cost:
             return most
-        return max(1, min(most, int(self.left / self._cost)))
+        return max(1, int(min(most, self.left / (each * self._cost))))
 
     def keep(self, denoise: Denoise) -> Denoise:
         """`denoise`, which gives its last belief again where another evaluation would end too late.

@@ -29,16 +29,16 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denois
     return denoise
 
 
-def given(process: Gaussian, denoise: Denoise, actions: Float[Tensor, "batch prefix action"]) -> Denoise:
+def fixed(process: Gaussian, denoise: Denoise, actions: Float[Tensor, "batch prefix action"]) -> Denoise:
     """For a network that was trained with clean first actions: it sees these, and they are what it believes of them."""
     count = actions.shape[1]
 
-    def fixed(x: Tensor, t: Tensor) -> Belief:
+    def seeing(x: Tensor, t: Tensor) -> Belief:
         scale = process.at(CLEAN, x).into / process.at(t, x).into
         belief = denoise(torch.cat([scale * actions, x[:, count:]], 1), t)
         return torch.cat([actions, belief[:, count:]], 1)
 
-    return fixed
+    return seeing
 
 
 def pulled(
@@ -65,7 +65,8 @@ def pulled(
             belief = denoise(x, t)
             (gradient,) = torch.autograd.grad(belief, x, (weights * (towards - belief)).detach())
         strength = (at.alpha**2 + at.sigma**2) / (at.alpha * at.sigma) if at.alpha > 0 else math.inf
-        return belief.detach() + min(strength, most) * at.sigma * gradient
+        belief = belief.detach() + min(strength, most) * at.sigma * gradient
+        return belief if process.clip is None else belief.clamp(-process.clip, process.clip)
 
     return pull
 

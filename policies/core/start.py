@@ -50,23 +50,28 @@ def warm_tokens(
     level: float,
     elapsed: int,
     confidence: Float[Tensor, "batch chunk action"] | None = None,
+    prefix: int = 0,
 ) -> Int[Tensor, "batch chunk action"]:
-    """The guess with its unknown tail masked and, of what is known, the least sure: as large a share as is masked at `level`.
+    """The guess with its unknown tail masked and, of what is open, the least sure: as large a share as is masked at `level`.
 
-    At least one known token is masked, so that the first belief always says something about the guess.
+    Open is what is known and not in the prefix. At least one of these tokens is masked, if there are any, so that the first
+    belief always says something about the guess.
 
     Args:
         guess: shifted tokens, of which the last `elapsed` actions are repetitions.
         confidence: of the tokens, shifted alike; None: the later an action, the less sure.
+        prefix: first actions that stay as they are.
     """
     _check(level)
     batch, chunk, _ = guess.shape
-    unknown = (torch.arange(chunk, device=guess.device) >= chunk - elapsed)[None, :, None].expand_as(guess)
+    place = torch.arange(chunk, device=guess.device)[None, :, None].expand_as(guess)
+    unknown, settled = place >= chunk - elapsed, place < prefix
     if confidence is None:
         confidence = torch.linspace(1, 0, chunk, device=guess.device)[None, :, None].expand(guess.shape)
-    known = int((~unknown[0]).sum())
-    left = torch.full((batch,), known - process.count(torch.tensor(level, dtype=torch.float64), known), device=guess.device)
-    return guess.masked_fill(surest(-confidence, ~unknown, left) | unknown, process.mask)
+    asked = ~unknown & ~settled
+    count = int(asked[0].sum())
+    left = torch.full((batch,), count - process.count(torch.tensor(level, dtype=torch.float64), count), device=guess.device)
+    return guess.masked_fill((surest(-confidence, asked, left) | unknown) & ~settled, process.mask)
 
 
 def remembering(denoise: Denoise, first: list[Belief]) -> Denoise:
@@ -75,7 +80,7 @@ def remembering(denoise: Denoise, first: list[Belief]) -> Denoise:
     def asked(x: Tensor, t: Tensor) -> Belief:
         belief = denoise(x, t)
         if not first:
-            first.append(belief)
+            first.append(belief.detach())
         return belief
 
     return asked

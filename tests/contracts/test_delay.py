@@ -13,7 +13,7 @@ from kinoise.deploy.inference import Request
 from kinoise.deploy.latency import WINDOW, DelayEstimate, check_horizon, percentiles
 from kinoise.deploy.robot import ObservationTimeout
 from kinoise.spec import KinoiseError, Plan
-from loop_fakes import CHUNK, PERIOD, START, Setup
+from loop_fakes import CHUNK, EXECUTE, PERIOD, START, Setup, plan_of
 
 latencies = st.lists(st.floats(1e-4, 2.0), min_size=1, max_size=3 * WINDOW)
 
@@ -87,7 +87,7 @@ def test_what_preparing_lets_through_never_stands_still(delay: int):
     record = setup.run(60)
     assert record.rungs["hold"] == delay
     assert record.rungs["rest"] == 0
-    asked = setup.inference.requests[22:]
+    asked = setup.inference.requests[23:]
     assert {request.prefix for request in asked} == {delay}
 
 
@@ -100,18 +100,18 @@ def test_plans_that_would_come_too_late_are_refused_before_anything_moves(delay:
     assert setup.inference.closed == 1
 
 
-def test_the_first_plan_is_not_measured():
-    """It may compile and allocate, for longer than any chunk lasts."""
+def test_the_first_plans_of_both_kinds_are_not_measured():
+    """They may compile and allocate, for longer than any chunk lasts."""
     setup = Setup()
     ask = setup.inference.submit
 
     def submit(request: Request) -> None:
-        setup.inference.delay = 1 if request.tick else 100
+        setup.inference.delay = 1 if request.tick > 1 else 100
         ask(request)
 
     setup.inference.submit = submit
     setup.controller.prepare()
-    assert len(setup.inference.requests) == 1 + 20
+    assert len(setup.inference.requests) == 2 + 20
 
 
 def test_slow_plans_are_measured_three_times():
@@ -119,7 +119,38 @@ def test_slow_plans_are_measured_three_times():
     setup.inference.answer = lambda request: Plan(torch.zeros(1, 64, 3), dt=0.05, nfe=1)
     setup.inference.delay = 30
     setup.controller.prepare()
-    assert len(setup.inference.requests) == 1 + 3
+    assert len(setup.inference.requests) == 2 + 3
+
+
+@pytest.mark.parametrize("pin", [False, True])
+def test_replans_are_measured_as_the_loop_will_ask_for_them(pin: bool):
+    setup = Setup(2, pin=pin)
+    setup.controller.prepare()
+    replans = [item for item in setup.inference.requests if item.previous is not None]
+    assert len(replans) == 11
+    assert {item.elapsed for item in replans} == {EXECUTE}
+    assert replans[-1].prefix == (2 if pin else 0)
+
+
+def test_replans_that_cost_more_than_the_chunk_lasts_are_refused():
+    """A guided prefix takes a backward pass for each evaluation, which a first plan does not."""
+    setup = Setup(1, pin=True)
+    ask = setup.inference.submit
+
+    def submit(request: Request) -> None:
+        setup.inference.delay = 6 if request.prefix else 1
+        ask(request)
+
+    setup.inference.submit = submit
+    with pytest.raises(KinoiseError, match=r"plans take 300 ms at p95 = 6 ticks"):
+        setup.controller.prepare()
+
+
+def test_settings_that_only_replans_refuse_are_named_before_anything_moves():
+    setup = Setup(answer=lambda request: plan_of(request) if request.previous is None else "planning failed: start higher")
+    with pytest.raises(KinoiseError, match="start higher"):
+        setup.controller.prepare()
+    assert not setup.robot.sent
 
 
 def test_a_policy_that_can_not_plan_is_named_before_anything_moves():
@@ -146,7 +177,7 @@ def test_preparing_waits_for_sensors_that_are_starting():
 
     setup, starts = Setup(before=see), 3.0
     setup.controller.prepare()
-    assert len(setup.inference.requests) == 1 + 20
+    assert len(setup.inference.requests) == 2 + 20
     setup, starts = Setup(before=see), 30.0
     with pytest.raises(ObservationTimeout, match="starting"):
         setup.controller.prepare()

@@ -182,7 +182,7 @@ def test_evaluations_are_counted_for_the_batch_and_for_each_row(policy: Discrete
     obs = observation()
     plan = policy.plan(obs, generators())
     assert (plan.nfe, plan.nfe_rows) == (5, (5,) * 3)
-    assert policy.plan(obs, generators()).timing.keys() == {"encode", "denoise"}
+    assert policy.plan(obs, generators()).timing.keys() == {"encode", "denoise", "evaluation"}
     guided = changed(policy, guidance=2.0).plan(obs, generators())
     assert (guided.nfe, guided.nfe_rows) == (10, (10,) * 3)
     assert not torch.allclose(guided.actions, plan.actions)

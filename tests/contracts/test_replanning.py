@@ -8,6 +8,7 @@ import pytest
 import torch
 from kinoise.policies import POLICIES, choices
 from kinoise.policies.base import Policy
+from kinoise.policies.core.budget import Budget
 from kinoise.spec import KinoiseError, Plan
 from small_policies import batch, generators, load_changed, observation, small, train
 
@@ -83,6 +84,10 @@ def test_a_warm_start_looks_at_what_is_new(name: str) -> None:
 @pytest.mark.parametrize("delay", [0, 2])
 @pytest.mark.parametrize("name", choices())
 def test_a_prefix_comes_back_bit_for_bit_and_what_follows_goes_on_from_it(name: str, delay: int, warm: float) -> None:
+    if delay and name == "dp_t":
+        with pytest.raises(KinoiseError, match="isn't told which actions are clean"):
+            small(name, simulated_delay=delay)
+        return
     policy = small(name, decode={"steps": 4}, simulated_delay=delay)
     train(policy, steps=8)
     policy, obs = load_changed(policy, warm=warm), observation(policy)
@@ -95,7 +100,8 @@ def test_a_prefix_comes_back_bit_for_bit_and_what_follows_goes_on_from_it(name: 
         assert not plan.actions.requires_grad
     other = replace(previous, actions=-previous.actions)
     plans = [policy.plan(obs, generators(3), previous=item, elapsed=1, prefix=2).actions for item in (previous, other)]
-    assert not torch.equal(plans[0][:, 2:], plans[1][:, 2:])
+    if name != "dd_vla":  # which says no more than in which bins actions lie
+        assert not torch.equal(plans[0][:, 2:], plans[1][:, 2:])
 
 
 @pytest.mark.parametrize("delay", [0, 2])
@@ -119,11 +125,14 @@ def test_what_was_carried_out_of_the_plan_before_does_not_matter(name: str, dela
 @pytest.mark.parametrize("name", POLICIES)
 def test_training_gives_prefixes_to_half_of_the_samples(name: str) -> None:
     policy = small(name, simulated_delay=3)
-    given = policy.simulated(4000, torch.Generator().manual_seed(0))
+    whole = torch.ones(4000, 4, dtype=torch.bool)
+    given = policy.simulated(whole, torch.Generator().manual_seed(0))
     counts = given.sum(-1).bincount(minlength=5) / 4000
     torch.testing.assert_close(counts, torch.tensor([1 / 2, 1 / 6, 1 / 6, 1 / 6, 0.0]), atol=0.03, rtol=0)
     assert (given.int().diff() <= 0).all()
-    assert small(name).simulated(5, torch.Generator()) is None
+    ends = torch.arange(4) < torch.randint(1, 5, (4000, 1), generator=torch.Generator().manual_seed(1))
+    assert (ends & ~policy.simulated(ends, torch.Generator().manual_seed(0))).any(-1).all(), "something is left to ask for"
+    assert small(name).simulated(whole, torch.Generator()) is None
     with pytest.raises(KinoiseError, match="simulated_delay=4"):
         small(name, simulated_delay=4)
 
@@ -154,7 +163,7 @@ def test_a_plan_takes_as_many_steps_as_its_budget(name: str) -> None:
     ample = policy.plan(obs, generators(3), previous=previous, budget=60.0)
     assert torch.equal(ample.actions, policy.plan(obs, generators(3), previous=previous).actions)
     assert ample.nfe == previous.nfe
-    cost = replace(previous, nfe=1, timing={"encode": 0.0, "denoise": 1.0})
+    cost = replace(previous, nfe=1, timing={"encode": 0.0, "denoise": 1.0, "evaluation": 1.0})
     each = policy.plan(obs, generators(3), previous=cost, budget=2.5)
     assert torch.equal(each.actions, load_changed(policy, steps=2).plan(obs, generators(3)).actions)
     late = policy.plan(obs, generators(3), budget=1e-9)
@@ -162,6 +171,69 @@ def test_a_plan_takes_as_many_steps_as_its_budget(name: str) -> None:
     assert late.actions.isfinite().all()
     with pytest.raises(KinoiseError, match="budget=0"):
         policy.plan(obs, generators(3), budget=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, {"guidance": 2.0}) for name in POLICIES),
+        *((name, {"sampler": "heun", "guidance": scale}) for name in ("diffusion", "mode") for scale in (1.0, 2.0)),
+    ],
+)
+def test_a_step_of_several_evaluations_takes_as_much_of_a_budget(name: str, way: dict[str, object]) -> None:
+    policy, obs = load_changed(small(name, decode={"steps": 20}), **way), observation(small(name))
+    previous = replace(policy.plan(obs, generators(3)), nfe=1, timing={"encode": 0.0, "denoise": 1.0, "evaluation": 1.0})
+    plan = policy.plan(obs, generators(3), previous=previous, budget=8.9)
+    assert 4 < plan.nfe <= 8
+
+
+class Standing(Budget):
+    """A time in which nothing takes any, so that the same is always left."""
+
+    left = property(lambda self: 1e-9)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_with_too_little_time_to_look_again_a_gate_stays_open(name: str) -> None:
+    policy = small(name, decode={"steps": 4})
+    train(policy)
+    policy, obs = load_changed(policy, warm=0.5, gate=0.0), observation(policy)
+    previous = policy.plan(obs, generators(3))
+    late = policy.plan(obs, generators(3), previous=previous, elapsed=2, budget=Standing(1.0))
+    assert not any(late.cold)
+    assert late.nfe == 1
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_low_level_asks_about_the_guess_beside_a_prefix_too(name: str) -> None:
+    """Though the prefix is what the plan before was least sure of."""
+    policy = small(name, decode={"steps": 4})
+    train(policy, steps=8)
+    policy = load_changed(policy, warm=0.1, warm_steps=1)
+    previous = policy.plan(observation(policy), generators(3))
+    if previous.confidence is not None:
+        doubted = torch.arange(policy.config.chunk)[None, :, None] < 2
+        previous = replace(previous, confidence=previous.confidence.masked_fill(doubted, 0.0))
+    same, other = (policy.plan(observation(policy, seed=s), generators(3), previous=previous, prefix=2) for s in (0, 5))
+    assert not torch.equal(same.actions[:, 2:], other.actions[:, 2:])
+    assert all(surprise > 0 for surprise in other.surprise)
+
+
+@pytest.mark.parametrize("delay", [0, 2])
+def test_surprise_is_the_network_s_own_and_not_about_the_prefix(delay: int) -> None:
+    """However strongly a prefix pulls; a plan that differs in nothing else surprises as much."""
+    policy = small("diffusion", decode={"steps": 4}, simulated_delay=delay)
+    train(policy, steps=8)
+    obs = observation(policy)
+    previous = policy.eval().plan(obs, generators(3))
+    surprises = []
+    for pull in (0.01, 5.0):
+        changed = load_changed(policy, warm=0.5, warm_steps=1, pull=pull)
+        surprises.append(changed.plan(obs, generators(3), previous=previous, elapsed=1, prefix=2).surprise)
+    assert surprises[0] == surprises[1]
+    assert all(surprise > 0 for surprise in surprises[0])
+    whole = load_changed(policy, warm=0.5).plan(obs, generators(3), previous=previous, elapsed=1, prefix=3).surprise
+    assert whole == (0.0,) * 3, "all that was known is settled"
 
 
 @pytest.mark.parametrize("name", POLICIES)

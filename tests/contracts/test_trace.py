@@ -83,7 +83,7 @@ def noise(request: Request) -> Plan:
 
 
 def failing(request: Request) -> Plan | str:
-    return "no plan today" if request.tick > 20 and request.tick % 4 else noise(request)
+    return "no plan today" if request.tick > 21 and request.tick % 4 else noise(request)
 
 
 def blink(count: int) -> None:
@@ -181,7 +181,7 @@ def test_a_changed_event_is_found(kind: str, usual: Path, tmp_path: Path) -> Non
         if kind == "command":
             value = np.nextafter(value, np.float32(np.inf), dtype=np.float32)  # one bit
         elif kind == "submit":
-            value = {**value, "readings": [0, 1]}
+            value = {**value, "previous": None, "elapsed": 0}
         elif kind == "poll":
             value["plan"]["actions"] = value["plan"]["actions"] + np.float32(1)
         elif kind == "observe":
@@ -196,6 +196,8 @@ def test_a_changed_event_is_found(kind: str, usual: Path, tmp_path: Path) -> Non
     if kind == "command":
         assert "wanted command [" in str(outcome.difference)
         assert "commands in" in str(outcome.difference)
+    if kind == "submit":
+        assert str(outcome.difference).endswith(": previous, elapsed differ")
 
 
 def test_events_that_are_missing_or_left_over_are_found(usual: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_sweep_compares_ways_and_demonstrations(made: tuple[str, str], capsys:
     [
         ("methods=[naif]", "the methods are naive, ensemble, warm, prefix, warm_prefix"),
         ("delays=[1,1]", "different numbers"),
-        ("delays=[2]", "it can be 1 at most"),
+        ("delays=[0,2]", "it can be 1 at most"),
         ("ensemble=-1", "expected at least 0"),
         ("execute=4", "execute=4"),
     ],

@@ -286,6 +286,16 @@ def test_an_evaluation_of_other_weights_is_pointed_out(tmp_path: Path) -> None:
     assert str(other) in page.text["header"]
 
 
+def test_the_terms_of_an_evaluation_stand_beside_its_success(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "eval"
+    result = write_evaluation(out, write_policy(run), video=0)
+    result["decode"] |= {"delay": 4, "latency": "0.05", "warm": 0.5, "pin": True, "ensemble": 0.01}
+    write_json(out / "result.json", result)
+    header = report(run, tmp_path / "report.html", f"eval={out}").text["header"]
+    for terms in ("plans 4 steps late", "replans from level 0.5", "prefixes pinned", "means over plans, exp(-0.01 i)"):
+        assert terms in header
+
+
 def test_a_run_in_progress_has_curves(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_policy(run)

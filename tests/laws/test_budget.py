@@ -55,6 +55,9 @@ def test_steps_are_as_many_as_there_is_time_for(clock):
     clock.seconds = 2.0
     assert ample.steps(100) == 1
     assert Budget(1e-9).steps(100) == 100
+    assert Budget(float("inf"), 0.125).steps(100) == 100
+    clock.seconds = 0.0
+    assert [Budget(1.0, 0.125).steps(100, each) for each in (1, 2, 4, 9)] == [8, 4, 2, 1]
 
 
 @given(costs=st.lists(st.floats(1e-3, 1.0), min_size=1, max_size=12), seconds=st.floats(1e-3, 4.0))

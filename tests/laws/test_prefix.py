@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from kinoise.policies.core.guidance import given, pulled, softening
+from kinoise.policies.core.guidance import fixed, pulled, softening
 from kinoise.policies.core.process import Gaussian, Prediction, ProcessConfig, make_process
 from kinoise.policies.core.sampler import SAMPLERS
 
@@ -61,6 +62,19 @@ def test_towards_where_nothing_is_known_nothing_pulls(name):
     torch.testing.assert_close(found, denoise(x, t))
 
 
+@processes
+@pytest.mark.parametrize("t", [0.3, 0.9, 1.0])
+def test_what_is_pulled_stays_within_the_process_s_clip(name, t):
+    process = make_process(replace(PROCESSES[name], clip=1.0))
+
+    def denoise(x, t):
+        return process.predict(lambda x, noise, ctx: Prediction(torch.tanh(x)), x, t, None)
+
+    x, towards = chunks(3, 1), 5 * chunks(3, 2)
+    pull = pulled(process, denoise, towards, softening(PREFIX, KNOWN, CHUNK).double(), 5.0)
+    assert pull(x, torch.tensor(t, dtype=torch.float64)).abs().max() <= 1.0
+
+
 @pytest.mark.parametrize("t", [0.02, 0.3, 0.7, 0.98])
 def test_on_the_flow_process_it_is_the_paper_s_velocity(t):
     """With the paper's time, 1 - t, and its velocity, (x1 - x) / (1 - t), by finite differences of the belief."""
@@ -112,7 +126,7 @@ def test_given_actions_are_seen_clean_and_come_back(name, sampler):
         return process.predict(network, x, t, None)
 
     x = process.prior((2, CHUNK, 3), gen())
-    end = SAMPLERS[sampler](process, given(process, denoise, actions), x, process.grid(6), gen(2))
+    end = SAMPLERS[sampler](process, fixed(process, denoise, actions), x, process.grid(6), gen(2))
     torch.testing.assert_close(end[:, :PREFIX], actions)
     for item in seen:
         torch.testing.assert_close(item, clean)

@@ -224,6 +224,15 @@ def test_one_after_another_takes_an_evaluation_a_token_in_order():
     assert (pinned[:, 2:] == PROCESS.mask).all(), "the caller's tokens are the caller's"
 
 
+def test_one_after_another_what_a_row_draws_does_not_depend_on_the_places_that_others_know():
+    x, how = prior().masked_fill(torch.rand(SHAPE, generator=generator(2)) < 0.6, 3), Reveal(temperature=1.0)
+    seeds = range(SHAPE[0])
+    together = autoregressive(PROCESS, Recorded(), x, PROCESS.grid(3), [generator(seed) for seed in seeds], how)
+    for row in seeds:
+        alone = autoregressive(PROCESS, Recorded(), x[row : row + 1], PROCESS.grid(3), [generator(row)], how)
+        assert torch.equal(alone[0], together[row])
+
+
 def test_confidences_are_what_they_say():
     p = torch.tensor([[[[0.5, 0.2, 0.3], [0.0, 0.6, 0.4]]]])
     for kind, expected in (("max", [0.5, 0.6]), ("gap", [0.2, 0.2]), ("mass", [0.5, 0.6])):

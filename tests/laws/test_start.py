@@ -80,6 +80,20 @@ def test_tokens_of_the_unknown_tail_and_the_least_sure_are_masked(level: float, 
         assert not len(doubted) or not len(kept) or doubted.max() <= kept.min()
 
 
+@pytest.mark.parametrize("level", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize(("elapsed", "prefix"), [(0, 2), (2, 3), (2, 4), (0, 6)])
+def test_what_is_settled_is_never_masked_and_something_else_always_is(level: float, elapsed: int, prefix: int) -> None:
+    process = Masked(MaskedConfig(), (7, 7, 7))
+    tokens, sure = torch.randint(0, 7, (3, 6, 3), generator=gen()), torch.rand(3, 6, 3, generator=gen(1))
+    sure[:, :prefix] = 0.0
+    masked = warm_tokens(process, tokens, level, elapsed, sure, prefix) == process.mask
+    assert not masked[:, :prefix].any()
+    assert masked[:, 6 - elapsed :].all()
+    asked = masked[:, prefix : 6 - elapsed].flatten(1)
+    assert (asked.sum(1) == min(process.count(torch.tensor(level), asked.shape[1]), asked.shape[1])).all()
+    assert asked.shape[1] == 0 or asked.any(1).all()
+
+
 def test_kept_tokens_survive_the_rounds_of_a_warm_start() -> None:
     process = Masked(MaskedConfig(), (7, 7, 7))
     tokens = torch.randint(0, 7, (2, 6, 3), generator=gen())

@@ -159,7 +159,8 @@ class Masked:
     ) -> Losses:
         """`loss_at` random masks and times: uniform in (0, 1], and 1 for the share `full`, where an observation says all."""
         t = 1 - ((uniform((len(clean),), gen).double() - self.config.full) / (1 - self.config.full)).clamp(min=0)
-        return self.loss_at(net, clean, ctx, valid, t, self.corrupt(clean, t, gen, given))
+        asked = valid if given is None else valid & ~given
+        return self.loss_at(net, clean, ctx, asked, t, self.corrupt(clean, t, gen, given))
 
     def loss_at(
         self,

@@ -26,6 +26,9 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m": dpmpp_2m,
 }
 
+EVALUATIONS = {"heun": 2}
+"""Of a step, by sampler, where it isn't one."""
+
 TokenSampler = Callable[[Masked, Denoise, Tensor, Tensor, Gen, Reveal], Tensor]
 """The same over tokens, told how to reveal them."""
 
@@ -36,6 +39,7 @@ TOKEN_SAMPLERS: dict[str, TokenSampler] = {
 }
 
 __all__ = [
+    "EVALUATIONS",
     "SAMPLERS",
     "TOKEN_SAMPLERS",
     "Reveal",

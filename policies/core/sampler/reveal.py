@@ -157,9 +157,11 @@ def autoregressive(
     for place in range(x[0].numel()):
         step, dimension = divmod(place, x.shape[2])
         masked = x[:, step, dimension] == process.mask
+        # Drawn for every place, so that what a row draws doesn't depend on which places the others know.
+        noise = gumbel((len(x), max(process.sizes)), gen, x.device) if temperature else 0.0
         if not masked.any():
             continue
-        tokens = sample(denoise(x, grid[0])[:, step, dimension], gen, temperature)
+        tokens = (denoise(x, grid[0])[:, step, dimension] + temperature * noise).argmax(-1)
         x = x.clone()
         x[:, step, dimension] = tokens.where(masked, x[:, step, dimension])
     return x
