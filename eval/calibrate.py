@@ -24,11 +24,11 @@ from ..policies.checkpoint import load_policy, resolve
 from ..policies.decode import DecodeConfig
 from ..spec import KinoiseError, Observation, Plan
 
-ABOUT = """Replans demonstrations that the policy was not trained on, in full and from the plan before, from every level and in
-every number of steps asked for. The cheapest whose plans stay near the full ones goes into the checkpoint's own settings:
-decode.warm and decode.warm_steps. Near means: at most `within` further than two full plans with different noise are from each
-other, on average. Distances are root mean squares over the actions that are carried out, with each
-dimension's range from -1 to 1."""
+ABOUT = """Replans demonstrations that the policy was not trained on, in full and from the plan before, several times in a row,
+from every level and in every number of steps asked for. The cheapest whose plans stay near the full ones goes into the
+checkpoint's own settings: decode.warm and decode.warm_steps. Near means: at most `within` further than two full plans with
+different noise are from each other, on average. Distances are root mean squares over the actions that are carried out, with
+each dimension's range from -1 to 1. Success can't be seen from them: play some episodes with what was chosen."""
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Settings:
     levels: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], metadata={"help": "to try"})
     steps: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "grid intervals to try"})
     execute: int | None = field(default=None, metadata={"help": "actions between plans; null: the policy's own"})
-    windows: int = field(default=512, metadata={"help": "places in the demonstrations to plan at"})
+    replans: int = field(default=8, metadata={"help": "warm starts in a row, of which the last is compared: errors add up"})
+    windows: int = field(default=128, metadata={"help": "places in the demonstrations to plan at"})
     batch_size: int = field(default=64, metadata={"help": "of them planned at once"})
     seed: int = field(default=0, metadata={"help": "of the places and of the noise"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
@@ -50,8 +51,11 @@ class Settings:
         check_seed(self.seed)
         if not self.levels or not all(0 < level < 1 for level in self.levels):
             raise UsageError(f"levels={self.levels}: expected numbers between 0 and 1")
-        if not self.steps or min(self.steps) < 1 or self.windows < 1 or self.batch_size < 1:
-            raise UsageError(f"steps={self.steps}, windows={self.windows}, batch_size={self.batch_size}: expected at least 1")
+        if not self.steps or min(self.steps) < 1 or min(self.windows, self.batch_size, self.replans) < 1:
+            raise UsageError(
+                f"steps={self.steps}, windows={self.windows}, batch_size={self.batch_size}, replans={self.replans}: "
+                "expected at least 1"
+            )
         if not self.within > 0:
             raise UsageError(f"within={self.within}: expected more than 0")
 
@@ -122,7 +126,7 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
             for low, high in zip(policy.stats["action"].min, policy.stats["action"].max, strict=True)
         ]
     )
-    cold, places = policy.config.decode, _places(store, execute, settings)
+    cold, places = policy.config.decode, _places(store, execute * settings.replans, settings)
     windows = Windows(store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
     ways = {(level, steps): (0.0, 0.0) for steps in settings.steps for level in settings.levels}
     spent, apart = 0.0, 0.0
@@ -136,16 +140,18 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
 
     try:
         for chosen in np.array_split(places, -(-len(places) // settings.batch_size)):
-            before, now = (windows.batch(chosen + later).observation for later in (0, execute))
+            before, *on = (windows.batch(chosen + count * execute).observation for count in range(settings.replans + 1))
             plain = replace(cold, warm=1.0)
-            previous, full, other = plan(before, plain, 0), plan(now, plain, 1), plan(now, plain, 2)
+            first, full, other = plan(before, plain, 0), plan(on[-1], plain, 1), plan(on[-1], plain, 2)
             spent, apart = spent + _cost(full), apart + gap(full, other)
             for (level, steps), (cost, distance) in ways.items():
                 if math.isinf(distance):
                     continue
                 warm = replace(cold, warm=level, warm_steps=steps, gate=None)
+                found = first
                 try:
-                    found = plan(now, warm, 3, previous=previous, elapsed=execute)
+                    for turn, now in enumerate(on, 3):
+                        found = plan(now, warm, turn, previous=found, elapsed=execute)
                 except KinoiseError:  # the policy has just planned from here in full: it's the grid that can't be
                     ways[level, steps] = 0.0, math.inf
                 else:
@@ -180,11 +186,11 @@ def _cost(plan: Plan) -> float:
     return float(sum(plan.nfe_rows) if plan.nfe_rows else plan.nfe * len(plan.actions))
 
 
-def _places(store: EpisodeStore, execute: int, settings: Settings) -> Int64[np.ndarray, "places"]:
-    """Steps that have another `execute` steps later in the same episode."""
-    steps = np.arange(int(store.ends[-1]) - execute)
-    first, second = (np.searchsorted(store.ends, steps + later, side="right") for later in (0, execute))
+def _places(store: EpisodeStore, ahead: int, settings: Settings) -> Int64[np.ndarray, "places"]:
+    """Steps that have another one `ahead` of them in the same episode."""
+    steps = np.arange(int(store.ends[-1]) - ahead)
+    first, second = (np.searchsorted(store.ends, steps + later, side="right") for later in (0, ahead))
     fit = steps[first == second]
     if not len(fit):
-        raise KinoiseError(f"{store.path}: no episode is longer than execute={execute} steps, so there is nothing to replan")
+        raise KinoiseError(f"{store.path}: no episode is longer than {ahead} steps, execute times replans: take fewer of them")
     return np.sort(np.random.default_rng(settings.seed).choice(fit, min(settings.windows, len(fit)), replace=False))
