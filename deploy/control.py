@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     with planning(settings, settings.seed) as plans:
         make = partial(envs.showing(plans.served.spec), task)
         with output_directory(out), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+            (out / "control.json").unlink(missing_ok=True)  # of a run before: what a killed one leaves is not its own
             result, record = _run(settings, plans, robot, out)
     write_json(out / "control.json", result)
     _report(result)

@@ -146,10 +146,12 @@ class Controller:
         self._history.begin(self._start)
         while tick < ticks and not stopped():
             begin, late = self._wait(tick)
-            missed = int(late / self.period)
+            missed = min(int(late / self.period), ticks - tick)
             tick += missed
-            self._tick(tick)
             self.record.missed += missed
+            if tick == ticks:
+                return
+            self._tick(tick)
             self.record.begins.append(begin)
             self.record.late.append(late)
             self.record.work.append(self._clock.now() - begin)

@@ -72,6 +72,17 @@ def test_missed_deadlines_are_counted_and_the_plan_moves_on_with_time():
     assert [int(reading.values["state"][0]) for reading in request.readings] == [9, 10, 10, 11]
 
 
+def test_ticks_that_are_missed_at_the_end_lead_no_further_than_it():
+    def stall(count: int) -> None:
+        if count == 28:
+            setup.clock.time += 9.5 * PERIOD
+
+    setup = Setup(before=stall)
+    record = setup.run(30)
+    assert (record.ticks, record.missed) == (29, 1)
+    assert max(setup.robot.commands) < 30
+
+
 def test_histories_are_true_past_observations():
     setup = Setup(history=3)
     setup.run(20)
