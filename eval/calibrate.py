@@ -26,16 +26,20 @@ from ..spec import KinoiseError, Observation, Plan
 
 ABOUT = """Replans demonstrations that the policy was not trained on, in full and from the plan before, several times in a row,
 from every level and in every number of steps asked for. The cheapest whose plans stay near the full ones goes into the
-checkpoint's own settings: decode.warm and decode.warm_steps. Near means: at most `within` further than two full plans with
-different noise are from each other, on average. Distances are root mean squares over the actions that are carried out, with
-each dimension's range from -1 to 1. Success can't be seen from them: play some episodes with what was chosen."""
+checkpoint's own settings: decode.warm and decode.warm_steps; of levels that are about as near, the lowest, which keeps most of
+the plan in force. Near means an energy distance of at most `within`: how far replans are from full plans, less half of how far
+each are among themselves with other noise. A replan that is merely the mean of the full plans isn't near. Its unit is the root
+mean square over the actions that are carried out, with each dimension's range from -1 to 1. Success can't be seen from it:
+play some episodes with what was chosen."""
+
+ALIKE = 0.01  # between distances that are about the same: what other noise makes of one, for 128 places
 
 
 @dataclass
 class Settings:
     run: str = field(default=MISSING, metadata={"help": "a run or a checkpoint"})
     data: str = field(default=MISSING, metadata={"help": "demonstrations, best ones that training has not seen"})
-    within: float = field(default=0.06, metadata={"help": "how much further from full plans than these are from each other"})
+    within: float = field(default=0.06, metadata={"help": "the largest energy distance from full plans"})
     levels: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8], metadata={"help": "to try"})
     steps: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "grid intervals to try"})
     execute: int | None = field(default=None, metadata={"help": "actions between plans; null: the policy's own"})
@@ -61,7 +65,7 @@ class Settings:
 
 
 class Trial(NamedTuple):
-    """A way to replan: its level and steps, network evaluations, and the mean distance of its plans from full ones.
+    """A way to replan: its level and steps, network evaluations, and the energy distance of its plans from full ones.
 
     The distance is infinite where the process has no such steps: EDM's grid ends at its least noise.
     """
@@ -87,15 +91,16 @@ def main(argv: Sequence[str]) -> int:
     )
     checkpoint, console = resolve(settings.run), Console()
     policy = load_policy(checkpoint, ema=settings.ema, device=settings.device)
-    full, floor, trials = calibrate(policy, open_store(settings.data), settings)
-    reach = floor + settings.within
-    best = choice(trials, reach)
-    console.print(table(trials, best, reach))
+    full, apart, trials = calibrate(policy, open_store(settings.data), settings)
+    best = choice(trials, settings.within)
+    console.print(table(trials, best, settings.within))
     console.print(
-        f"a full plan takes {full:.1f} evaluations; two of them, with other noise, are {floor:.3f} apart", highlight=False
+        f"a full plan takes {full:.1f} evaluations; two of them, with other noise, are {apart:.3f} apart", highlight=False
     )
     if best is None:
-        console.print(f"none stays within {reach:.3f}: the checkpoint is left as it is. Try more steps, or higher levels.")
+        console.print(
+            f"none stays within {settings.within:g}: the checkpoint is left as it is. Try more steps, or higher levels."
+        )
         return 1
     if settings.write:
         path = checkpoint / "config.json"
@@ -107,13 +112,18 @@ def main(argv: Sequence[str]) -> int:
 
 
 def choice(trials: Sequence[Trial], reach: float) -> Trial | None:
-    """The fewest evaluations within the distance and, of these, the nearest; None when there is none."""
+    """The fewest steps within the distance; of these the lowest level about as near as the nearest; None if there is none."""
     near = [item for item in trials if item.distance <= reach]
-    return min(near, key=lambda item: (item.nfe, item.distance), default=None)
+    cheap = [item for item in near if item.steps == min(other.steps for other in near)]
+    least = min((item.distance for item in cheap), default=0.0)
+    return min((item for item in cheap if item.distance <= least + ALIKE), key=lambda item: item.level, default=None)
 
 
 def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[float, float, list[Trial]]:
     """Evaluations of a full plan, the distance between two of them with other noise, and all trials.
+
+    Each is replanned twice, with other noise: for X, X' and the full Y, Y' half of the energy distance 2 E|X - Y| - E|X - X'| -
+    E|Y - Y'| (Székely and Rizzo 2013) is 0 only where both are drawn from the same distribution.
 
     Raises KinoiseError when the data don't fit the policy, or no episode is long enough to replan in.
     """
@@ -142,20 +152,25 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
         for chosen in np.array_split(places, -(-len(places) // settings.batch_size)):
             before, *on = (windows.batch(chosen + count * execute).observation for count in range(settings.replans + 1))
             plain = replace(cold, warm=1.0)
-            first, full, other = plan(before, plain, 0), plan(on[-1], plain, 1), plan(on[-1], plain, 2)
-            spent, apart = spent + _cost(full), apart + gap(full, other)
+            first = [plan(before, plain, turn) for turn in (0, 1)]
+            full = [plan(on[-1], plain, turn) for turn in (2, 3)]
+            spread = gap(*full)
+            spent, apart = spent + _cost(full[0]), apart + spread
             for (level, steps), (cost, distance) in ways.items():
                 if math.isinf(distance):
                     continue
                 warm = replace(cold, warm=level, warm_steps=steps, gate=None)
                 found = first
                 try:
-                    for turn, now in enumerate(on, 3):
-                        found = plan(now, warm, turn, previous=found, elapsed=execute)
+                    for turn, now in enumerate(on, 2):
+                        found = [
+                            plan(now, warm, 2 * turn + twin, previous=one, elapsed=execute) for twin, one in enumerate(found)
+                        ]
                 except KinoiseError:  # the policy has just planned from here in full: it's the grid that can't be
                     ways[level, steps] = 0.0, math.inf
                 else:
-                    ways[level, steps] = cost + _cost(found), distance + gap(found, full)
+                    across = sum(gap(one, other) for one in found for other in full) / 4
+                    ways[level, steps] = cost + _cost(found[0]), distance + across - (gap(*found) + spread) / 2
     finally:
         policy.config.decode = cold
     count = len(places)
