@@ -64,7 +64,7 @@ def test_every_format_is_tested():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
     dims=st.tuples(st.integers(1, 4), st.integers(1, 3)),

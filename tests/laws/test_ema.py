@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kinoise.spec import KinoiseError
 from kinoise.train.ema import Ema
@@ -23,7 +23,6 @@ def move(live: dict[str, nn.Parameter], value: float) -> None:
             item.fill_(value)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**7), st.floats(0.1, 2.0), st.floats(0.0, 1.0))
 def test_decay_rises_to_its_bound(updates: int, power: float, maximum: float) -> None:
     ema = Ema(parameters(0.0), power, maximum)
@@ -55,7 +54,6 @@ def test_average_of_equal_weights_is_that_weight() -> None:
     assert all(torch.equal(ema.state()[name], item) for name, item in live.items())
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=20))
 def test_updates_are_the_recursion(values: list[float]) -> None:
     live, expected = parameters(0.0), 0.0

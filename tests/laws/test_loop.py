@@ -91,7 +91,7 @@ wild = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.floats(-4, 
 plans = hnp.arrays(np.float32, (2 * CHUNK, 3), elements=wild)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(ticks, min_size=1, max_size=30), plans, st.sampled_from(CONTROLS), st.integers(1, 3), st.booleans())
 def test_no_command_is_outside_its_limits_whatever_the_plans(script, actions, control, servo, pin):
     spec = make_spec(control)

@@ -56,7 +56,7 @@ def test_one_expert_is_a_plain_feed_forward(activation: str):
     seed=st.integers(0, 99),
     activation=st.sampled_from(["swiglu", "gelu"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_grouping_by_expert_changes_neither_values_nor_gradients(rows, experts, top_k, tokens, seed, activation):
     module, exact = feedforward(experts, activation).double(), {"dtype": torch.float64, "requires_grad": True}
     x = torch.randn(rows, tokens, WIDTH, generator=gen(seed), **exact)

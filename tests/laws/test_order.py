@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kinoise.train.config import TrainConfig
 from kinoise.train.optimizer import learning_rate
@@ -14,7 +14,6 @@ from kinoise.train.order import NOISE, ORDER, Order, generator
 WINDOWS, BATCH = st.integers(1, 60), st.integers(1, 40)
 
 
-@settings(deadline=None)
 @given(WINDOWS, BATCH, st.integers(0, 2**31))
 def test_every_epoch_is_a_permutation(windows: int, batch: int, seed: int) -> None:
     order = Order(windows, batch, seed)
@@ -23,7 +22,6 @@ def test_every_epoch_is_a_permutation(windows: int, batch: int, seed: int) -> No
         assert sorted(seen[epoch * windows : (epoch + 1) * windows]) == list(range(windows))
 
 
-@settings(deadline=None)
 @given(WINDOWS, BATCH, st.lists(st.integers(0, 200), min_size=1, max_size=8))
 def test_order_has_no_memory(windows: int, batch: int, steps: list[int]) -> None:
     used = Order(windows, batch, 5)
@@ -33,7 +31,6 @@ def test_order_has_no_memory(windows: int, batch: int, steps: list[int]) -> None
         assert torch.equal(noise, torch.randn(4, generator=Order(windows, batch, 5).noise(step)))
 
 
-@settings(deadline=None)
 @given(WINDOWS, st.integers(1, 10), st.integers(1, 4), st.integers(0, 50))
 def test_processes_share_the_batch(windows: int, share: int, processes: int, step: int) -> None:
     whole = Order(windows, share * processes, 1).indices(step)

@@ -48,7 +48,7 @@ def stored(folder: str | Path, lengths: list[int], language: bool = True) -> Epi
     return open_store(Path(folder) / "store")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 8), min_size=1, max_size=5),
     chunk=st.integers(1, 10),
