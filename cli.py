@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
     "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),
     "calibrate": (".eval.calibrate", "from where a replan may start from the plan before"),
+    "fit-cache": (".eval.fit_cache", "what a plan's evaluations need not compute again"),
     "control": (".deploy.control", "a trained policy in the real-time control loop"),
     "replay": (".deploy.replay", "a recorded run of that loop once more: does the controller do the same?"),
     "serve": (".deploy.serve", "a trained policy for robots elsewhere, over a websocket"),

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
+from .caching import make_cache
 from .core.budget import Budget
+from .core.cache import FeatureCache, Recorder
 from .core.process.base import Losses
 from .core.random import Gen, move, uniform
 from .decode import DecodeConfig
@@ -82,6 +84,7 @@ class Policy(nn.Module, ABC):
         if absent:
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
+        self._recorder: Recorder | None = None
 
     @abstractmethod
     def loss(self, batch: Batch, gen: Gen) -> Losses:
@@ -90,6 +93,23 @@ class Policy(nn.Module, ABC):
     @abstractmethod
     def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
         """A plan from where `start` says, which begins with its `pinned`; from a guess, with its `surprise`."""
+
+    @property
+    def evaluations(self) -> int:
+        """Beliefs that a full plan asks for, at most; with guidance each takes two network evaluations."""
+        return self.config.decode.steps
+
+    def record(self) -> Recorder:
+        """Gets every residual branch's output in the next plan; with guidance, of the evaluations that know the instruction."""
+        self._recorder = Recorder()
+        return self._recorder
+
+    def cache(self, start: Start) -> FeatureCache | None:
+        """A new cache for the evaluations that make one kind of belief in a plan from there."""
+        if self._recorder is not None:
+            found, self._recorder = self._recorder, None
+            return found
+        return make_cache(self.config.decode, self.evaluations, start)
 
     def simulated(self, valid: Bool[Tensor, "batch chunk"], gen: Gen) -> Bool[Tensor, "batch chunk"] | None:
         """Which first actions training gives away in each row: none in half of the rows, 1 to `simulated_delay` in the others.

@@ -25,6 +25,7 @@ from ..files import read_json, write_file, write_json
 from ..spec import KinoiseError, Spec, Stats
 from . import POLICIES, build_policy
 from .base import Policy, PolicyConfig
+from .caching import check_fit
 
 FORMAT = 1
 SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list}
@@ -61,7 +62,8 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
 
     Raises:
         UsageError: a device that isn't there, a setting of `decode` that the policy doesn't have.
-        KinoiseError: nothing there, a file cut short, unknown settings, or weights that don't fit (every key listed).
+        KinoiseError: nothing there, a file cut short, unknown settings, weights that don't fit (every key listed), or a
+            cache's schedule that was fitted to others.
     """
     device = _device(device)
     directory = resolve(path)
@@ -78,6 +80,7 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
     stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
     policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
     _load_weights(policy, weights_path(directory, ema))
+    check_fit(policy.config.decode, policy)
     return policy.to(device).eval()
 
 

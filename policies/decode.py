@@ -11,6 +11,21 @@ from .core.sampler import SAMPLERS, TOKEN_SAMPLERS
 from .core.sampler.reveal import BOUNDED, CONFIDENCES, NOISES
 
 PREFIXES = ("auto", "given", "guided")
+CACHES = ("none", "every", "fitted")
+
+
+@dataclass
+class CacheSchedule:
+    """Which evaluations of a full plan compute which residual branch, as `kinoise fit-cache` found it.
+
+    It belongs to the weights that it was fitted to, and to one sampler with so many evaluations.
+    """
+
+    method: str = field(default="", metadata={"help": "how it was found"})
+    sampler: str = field(default="", metadata={"help": "the sampler that it is for"})
+    evaluations: int = field(default=0, metadata={"help": "of the network, in a full plan"})
+    weights: str = field(default="", metadata={"help": "sha256 of the network that it is for"})
+    refresh: dict[str, list[int]] = field(default_factory=dict, metadata={"help": "by branch: evaluations that compute it"})
 
 
 @dataclass
@@ -31,10 +46,24 @@ class DecodeConfig:
         default="auto", metadata={"help": "how a plan keeps what is carried out meanwhile: given, guided or auto"}
     )
     pull: float = field(default=5.0, metadata={"help": "guided: the most that the known actions count"})
+    cache: str = field(
+        default="none", metadata={"help": f"when residual branches are computed in a full plan, one of {', '.join(CACHES)}"}
+    )
+    cache_every: int = field(default=2, metadata={"help": "every: in each so-manieth evaluation"})
+    cache_order: int = field(default=0, metadata={"help": "0 reuses their last outputs; n extrapolates the last n + 1"})
+    schedule: CacheSchedule | None = field(default=None, metadata={"help": "fitted: written by kinoise fit-cache"})
 
     def __post_init__(self) -> None:
         if self.prefix not in PREFIXES:
             raise UsageError(f"decode.prefix={self.prefix}: expected one of {', '.join(PREFIXES)}")
+        if self.cache not in CACHES:
+            raise UsageError(f"decode.cache={self.cache}: expected one of {', '.join(CACHES)}")
+        if self.cache_every < 1 or self.cache_order < 0:
+            raise UsageError(
+                f"decode.cache_every={self.cache_every}, cache_order={self.cache_order}: expected at least 1, and at least 0"
+            )
+        if self.cache == "fitted" and self.schedule is None:
+            raise UsageError("decode.cache=fitted: this checkpoint has no schedule. Run kinoise fit-cache first")
         if not 0 < self.pull < math.inf:
             raise UsageError(f"decode.pull={self.pull}: expected more than 0")
         if self.sampler not in self.samplers():
@@ -78,6 +107,9 @@ class DecodeChanges:
     gate: float | None = _change("start from noise after all when the first belief is further from the plan before")
     prefix: str | None = _change("how a plan keeps what is carried out meanwhile: given, guided or auto")
     pull: float | None = _change("guided: the most that the known actions count")
+    cache: str | None = _change(f"when residual branches are computed in a full plan, one of {', '.join(CACHES)}")
+    cache_every: int | None = _change("every: in each so-manieth evaluation")
+    cache_order: int | None = _change("0 reuses their last outputs; n extrapolates the last n + 1")
     confidence: str | None = _change(f"tokens: what is committed first, one of {', '.join(CONFIDENCES)}")
     temperature: float | None = _change("tokens: Gumbel noise in the first round, falling to 0")
     noise: str | None = _change(f"tokens: what that noise is on, one of {', '.join(NOISES)}")

@@ -98,7 +98,7 @@ class DiffusionPolicy(Policy):
         asked: list[Tensor] = []
         first: list[Tensor] = []
         guess = None if start.guess is None else self.codec.encode(start.guess.actions.to(self.device))
-        denoise = self._denoise(obs, asked, start.prefix if self._gives(start) else 0)
+        denoise = self._denoise(obs, asked, start)
         encoded = time.perf_counter()
         if start.warm:
             denoise = remembering(denoise, first)
@@ -133,6 +133,11 @@ class DiffusionPolicy(Policy):
         return way == "given" or (way == "auto" and 0 < start.prefix <= self.config.simulated_delay)
 
     @property
+    def evaluations(self) -> int:
+        decode = self.config.decode
+        return 2 * decode.steps - 1 if decode.sampler == "heun" else decode.steps
+
+    @property
     def _calls(self) -> int:
         """Network evaluations in a step."""
         decode = self.config.decode
@@ -151,26 +156,25 @@ class DiffusionPolicy(Policy):
         weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk).to(self.device)
         return pulled(self.process, denoise, guess, weight, self.config.decode.pull)
 
-    def _denoise(self, obs: Observation, asked: list[Tensor], prefix: int) -> Denoise:
-        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`.
-
-        Args:
-            prefix: how many first actions it sees clean.
-        """
+    def _denoise(self, obs: Observation, asked: list[Tensor], start: Start) -> Denoise:
+        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`."""
         everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
-        conditional = self._bind(obs, everyone, asked, prefix)
+        conditional = self._bind(obs, everyone, asked, start)
         if self.config.decode.guidance == 1.0:
             return conditional
-        return guided(conditional, self._bind(obs, ~everyone, asked, prefix), self.config.decode.guidance)
+        return guided(conditional, self._bind(obs, ~everyone, asked, start), self.config.decode.guidance)
 
-    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor], prefix: int) -> Denoise:
-        context = self.observe(obs, dropped)
+    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor], start: Start) -> Denoise:
+        context, cache = self.observe(obs, dropped), self.cache(start)
+        prefix = start.prefix if self._gives(start) else 0
 
         def network(
             x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]
         ) -> Prediction:
             asked.append(noise)
-            return self.network(x, self._level(noise, prefix), ctx)
+            if cache is not None:
+                cache.advance()
+            return self.network(x, self._level(noise, prefix), ctx, cache=cache)
 
         return lambda x, t: self.process.predict(network, x, t, context)
 

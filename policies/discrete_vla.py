@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .base import Policy, PolicyConfig
 from .core.bins import Bins, BinsConfig
+from .core.cache import FeatureCache
 from .core.guidance import guided
 from .core.network import NetworkConfig, Prefix, TokenDenoiser
 from .core.process.base import Belief, Denoise, Losses, Prediction
@@ -103,9 +104,11 @@ class Embedded(nn.Module):
         tokens, mask = self.encoder(obs, dropped, gen)
         return self.network.prefix(tokens, mask, gen)
 
-    def forward(self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None) -> Prediction:
+    def forward(
+        self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None, cache: FeatureCache | None = None
+    ) -> Prediction:
         """Logits of every token, `[batch, chunk, action, size]`."""
-        return self.network(x, prefix, gen)
+        return self.network(x, prefix, gen, cache)
 
 
 class Round(NamedTuple):
@@ -160,7 +163,7 @@ class DiscreteVLAPolicy(Policy):
         decode, guess = self.config.decode, start.guess if start.warm else None
         begin = time.perf_counter()
         rounds: list[Round] = []
-        denoise = self._denoise(obs, rounds)
+        denoise = self._denoise(obs, rounds, start)
         encoded = time.perf_counter()
         most = decode.steps if guess is None else decode.replan_steps
         if start.budget is not None:
@@ -202,12 +205,12 @@ class DiscreteVLAPolicy(Policy):
         scale = 2 / (self.bins.ends[:, 1] - self.bins.ends[:, 0])
         return distance(believed * scale, actions * scale, guess.elapsed, first.masked)
 
-    def _denoise(self, obs: Observation, rounds: list[Round]) -> Denoise:
+    def _denoise(self, obs: Observation, rounds: list[Round], start: Start) -> Denoise:
         """The bound prediction, which adds what it saw and said to `rounds`."""
         everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
         scale = self.config.decode.guidance
-        given = self._bind(obs, None) if scale != 0 else None
-        free = self._bind(obs, ~everyone) if scale != 1 else None
+        given = self._bind(obs, None, start) if scale != 0 else None
+        free = self._bind(obs, ~everyone, start) if scale != 1 else None
         both = guided(given, free, scale) if given and free else given or free
         assert both is not None
 
@@ -219,11 +222,30 @@ class DiscreteVLAPolicy(Policy):
 
         return denoise
 
-    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None) -> Denoise:
-        prefix, network = self.backbone.prefix(obs, dropped), self._network(None)
+    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None, start: Start) -> Denoise:
+        prefix, cache = self.backbone.prefix(obs, dropped), self.cache(start)
+
+        def network(x: Tensor, noise: Tensor, ctx: Any) -> Prediction:
+            if cache is None:
+                return self.backbone(x, ctx)
+            cache.advance()
+            return self.backbone(x, ctx, cache=cache)
+
         return lambda x, t: self.process.predict(network, x, t, prefix)
 
-    def _network(self, gen: Gen | None) -> Any:
+    def cache(self, start: Start) -> FeatureCache | None:
+        """See `Policy`. Raises KinoiseError where the network is a vision-language model's own."""
+        found = super().cache(start)
+        if found is not None and isinstance(self.backbone, VlmBackbone):
+            raise KinoiseError("decode.cache: a vision-language model's own layers aren't cached. Set decode.cache=none")
+        return found
+
+    @property
+    def evaluations(self) -> int:
+        decode = self.config.decode
+        return self.config.chunk * self.spec.action_dim if decode.sampler == "autoregressive" else decode.steps
+
+    def _network(self, gen: Gen) -> Any:
         return lambda x, noise, prefix: self.backbone(x, prefix, gen)
 
     @property

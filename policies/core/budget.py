@@ -23,6 +23,8 @@ class Budget:
         if not seconds > 0:
             raise KinoiseError(f"budget={seconds}: expected seconds, more than 0")
         self._deadline, self._cost = time.perf_counter() + seconds, cost
+        self.cut = False
+        """Whether there was time for fewer steps than wanted."""
 
     @property
     def left(self) -> float:
@@ -35,9 +37,9 @@ class Budget:
         Args:
             each: evaluations in a step.
         """
-        if not self._cost:
-            return most
-        return max(1, int(min(most, self.left / (each * self._cost))))
+        found = max(1, int(min(most, self.left / (each * self._cost)))) if self._cost else most
+        self.cut = found < most
+        return found
 
     def keep(self, denoise: Denoise) -> Denoise:
         """`denoise`, which gives its last belief again where another evaluation would end too late.

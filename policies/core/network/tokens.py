@@ -18,12 +18,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ....spec import KinoiseError
+from ..cache import FeatureCache
 from ..process.base import Prediction
 from ..random import Gen
 from .attention import KeyValues
 from .config import NetworkConfig
 from .embed import Modulation, Modulations
-from .transformer import Block, drawn
+from .transformer import Block, Kept, drawn
 
 NOTHING = -1e4
 """The logit of a token outside a dimension's own vocabulary: finite, so that guidance can subtract it from itself."""
@@ -104,16 +105,20 @@ class TokenDenoiser(nn.Module):
                 layers.append(block.attention.project(branches[0].enter(x))[1])
             else:
                 x, own, balance = block.extend(x, branches, None, seen, gen)
+                assert own is not None
                 layers.append(own)
                 balances.append(balance)
         w_out_DVW = torch.baddbmm(self.w_out_DVW, self.cosines_DVC, self.w_smooth_DCW)
         return Prefix(tuple(layers), mask, norms, w_out_DVW, tuple(item for item in balances if item is not None))
 
-    def forward(self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None) -> Prediction:
+    def forward(
+        self, x: Int[Tensor, "batch chunk action"], prefix: Prefix, gen: Gen | None = None, cache: FeatureCache | None = None
+    ) -> Prediction:
         """Logits `[batch, chunk, action, size]`; in training also the weighted load-balancing loss.
 
         Args:
             gen: draws the dropout and the experts of training.
+            cache: of the plan that this evaluation is part of.
         """
         gen = drawn(self, self.config, gen)
         tokens = (self._embed(x) + self.step + self.dimension).flatten(1, 2)
@@ -122,7 +127,8 @@ class TokenDenoiser(nn.Module):
         norms = prefix.norms
         for index, (block, past) in enumerate(zip(self.blocks, prefix.layers, strict=True)):
             branches = norms[index * self.config.branches : (index + 1) * self.config.branches]
-            tokens, _, balance = block.extend(tokens, branches, past, seen, gen)
+            kept = None if cache is None else Kept(cache, index)
+            tokens, _, balance = block.extend(tokens, branches, past, seen, gen, kept)
             balances += [] if balance is None else [balance]
         hidden = norms[-1].enter(tokens).unflatten(1, x.shape[1:])
         logits = torch.einsum("bhdw,dvw->bhdv", hidden, prefix.w_out_DVW) + self.bias_DV

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ....spec import KinoiseError
+from ..cache import FeatureCache, site
 from ..process.base import Prediction
 from ..random import Gen, uniform
 from .attention import Attention, KeyValues
@@ -58,6 +59,17 @@ class Level(NamedTuple):
         return [own.where(which, other) for own, other in zip(self.branches, clean, strict=True)]
 
 
+class Kept(NamedTuple):
+    """A plan's cache, as a block knows it."""
+
+    cache: FeatureCache
+    block: int
+
+
+def _branch(kept: Kept | None, branch: str, compute: Callable[[], Tensor]) -> Tensor:
+    return compute() if kept is None else kept.cache.residual(site(kept.block, branch), compute)
+
+
 class Block(nn.Module):
     """Self-attention, cross-attention if there is a memory, feed-forward: residual branches, each behind its norm."""
 
@@ -79,12 +91,13 @@ class Block(nn.Module):
         experts: tuple[Share, ...] | Dispatch | None,
         gen: Gen | None,
         keep: int | None = None,
+        kept: Kept | None = None,
     ) -> tuple[Float[Tensor, "batch kept width"], Tensor | None]:
         """The last `keep` tokens, or all, after this block; and in training a token router's load-balancing loss."""
-        attended = self.attention(branches[0].enter(x), keep=keep)
-        if keep is not None:
-            x, branches = x[:, -keep:], [item.last(keep) for item in branches]
-        return self._finish(x, attended, memory, branches, experts, gen)
+        attended = _branch(kept, "attention", lambda: self.attention(branches[0].enter(x), keep=keep))
+        if keep is None:
+            return self._finish(x, attended, memory, branches, experts, gen, kept)
+        return self._finish(x[:, -keep:], attended, memory, [item.last(keep) for item in branches], experts, gen, kept)
 
     def extend(
         self,
@@ -93,11 +106,21 @@ class Block(nn.Module):
         past: KeyValues | None,
         mask: Bool[Tensor, "batch 1 1 keys"] | None,
         gen: Gen | None,
-    ) -> tuple[Float[Tensor, "batch tokens width"], KeyValues, Tensor | None]:
-        """Tokens after this block that see each other and a `past`; their own keys and values; a token router's loss."""
-        attended, own = self.attention.extend(branches[0].enter(x), past, mask)
-        x, balance = self._finish(x, attended, None, branches, None, gen)
-        return x, own, balance
+        kept: Kept | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens width"], KeyValues | None, Tensor | None]:
+        """Tokens after this block that see each other and a `past`; their own keys and values; a token router's loss.
+
+        Where `kept` has what they attend to, there are no keys and values.
+        """
+        own: KeyValues | None = None
+
+        def attend() -> Tensor:
+            nonlocal own
+            attended, own = self.attention.extend(branches[0].enter(x), past, mask)
+            return attended
+
+        after, balance = self._finish(x, _branch(kept, "attention", attend), None, branches, None, gen, kept)
+        return after, own, balance
 
     def _finish(
         self,
@@ -107,16 +130,24 @@ class Block(nn.Module):
         branches: list[Modulation],
         experts: tuple[Share, ...] | Dispatch | None,
         gen: Gen | None,
+        kept: Kept | None,
     ) -> tuple[Tensor, Tensor | None]:
         first, *second, last = branches
-        x = first.leave(x, self._drop(attended, gen))
-        if self.cross is not None:
-            x = second[0].leave(x, self._drop(self.cross(second[0].enter(x), memory), gen))
-        h, balance = last.enter(x), None
-        if self.router is not None:
-            experts, balance = self._route(self.router(h), gen)
-        base = h if self.config.moe_residual == "normalised" else x
-        return last.leave(base, self._drop(self.feedforward(h, experts), gen)), balance
+        x = y = first.leave(x, self._drop(attended, gen))
+        if (cross := self.cross) is not None:
+            crossed = _branch(kept, "cross", lambda: cross(second[0].enter(y), memory))
+            x = second[0].leave(y, self._drop(crossed, gen))
+        base = last.enter(x) if self.config.moe_residual == "normalised" else x
+        balance: Tensor | None = None
+
+        def feed() -> Tensor:
+            nonlocal balance
+            h, how = last.enter(x) if base is x else base, experts
+            if self.router is not None:
+                how, balance = self._route(self.router(h), gen)
+            return self.feedforward(h, how)
+
+        return last.leave(base, self._drop(_branch(kept, "feedforward", feed), gen)), balance
 
     def _route(self, probabilities: Tensor, gen: Gen | None) -> tuple[Dispatch, Tensor | None]:
         choice = Choice(*(part.flatten(0, 1) for part in choose(probabilities, self.config.chosen, gen)))
@@ -168,6 +199,7 @@ class Denoiser(nn.Module):
         context: Float[Tensor, "batch tokens width"],
         gen: Gen | None = None,
         given: Given | None = None,
+        cache: FeatureCache | None = None,
     ) -> Prediction:
         """The network's output, `[batch, chunk, action]`; in training also the weighted load-balancing loss.
 
@@ -175,6 +207,7 @@ class Denoiser(nn.Module):
             noise: the process's label, of each row (`[batch]`) or of all (0-d); or the `level` made of the latter.
             gen: draws the experts and the dropout of training; not used in eval mode, which takes the likeliest experts.
             given: actions that come clean, whatever the others' noise; a `level` knows its own.
+            cache: of the plan that this evaluation is part of.
 
         Raises:
             KinoiseError: training without `gen` where something has to be drawn.
@@ -192,7 +225,8 @@ class Denoiser(nn.Module):
             start = index * self.config.branches
             branches = modulations[start : start + self.config.branches]
             keep = self.chunk if index == len(self.blocks) - 1 else None
-            tokens, balance = block(tokens, memory, branches, level.experts[index], gen, keep)
+            kept = None if cache is None else Kept(cache, index)
+            tokens, balance = block(tokens, memory, branches, level.experts[index], gen, keep, kept)
             balances.append(balance)
         value = self.head(modulations[-1].last(self.chunk).enter(tokens)).to(x.dtype)
         parts = [balance for balance in balances if balance is not None]
