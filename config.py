@@ -223,12 +223,12 @@ def _help(
 
 
 def _describe(schema: Any, prefix: str, choices: Mapping[str, Callable[[], str]], skip: Mapping[str, Any]) -> list[str]:
-    """A line for each setting of a dataclass; defaults are the values of `schema`, where it is an instance."""
+    """A line for each setting of a dataclass that isn't hidden; defaults are the values of `schema`, where it is an instance."""
     from omegaconf import MISSING
 
     lines = []
     for item in fields(schema):  # type: ignore[arg-type]
-        if item.name in skip and not prefix:
+        if (item.name in skip and not prefix) or item.metadata.get("hidden"):
             continue
         default = item.default_factory() if callable(item.default_factory) else item.default
         if not isinstance(schema, type):

@@ -32,7 +32,6 @@ def make_cache(decode: DecodeConfig, evaluations: int, start: Start) -> FeatureC
     if decode.cache == "every":
         return FeatureCache(Every(decode.cache_every), decode.cache_order)
     schedule = decode.schedule
-    assert schedule is not None
     fitted, asked = (schedule.sampler, schedule.evaluations), (decode.sampler, evaluations)
     if fitted != asked:
         raise KinoiseError(
@@ -47,7 +46,7 @@ def make_cache(decode: DecodeConfig, evaluations: int, start: Start) -> FeatureC
 
 def check_fit(decode: DecodeConfig, network: nn.Module) -> None:
     """Raises KinoiseError for a schedule in use that was fitted to another network."""
-    if decode.cache == "fitted" and decode.schedule is not None and decode.schedule.weights != fingerprint(network):
+    if decode.cache == "fitted" and decode.schedule.weights != fingerprint(network):
         raise KinoiseError(f"the cache's schedule was fitted to other weights than this network's. {REMEDY}")
 
 

@@ -51,7 +51,7 @@ class DecodeConfig:
     )
     cache_every: int = field(default=2, metadata={"help": "every: in each so-manieth evaluation"})
     cache_order: int = field(default=0, metadata={"help": "0 reuses their last outputs; n extrapolates the last n + 1"})
-    schedule: CacheSchedule | None = field(default=None, metadata={"help": "fitted: written by kinoise fit-cache"})
+    schedule: CacheSchedule = field(default_factory=CacheSchedule, metadata={"hidden": True})
 
     def __post_init__(self) -> None:
         if self.prefix not in PREFIXES:
@@ -62,7 +62,7 @@ class DecodeConfig:
             raise UsageError(
                 f"decode.cache_every={self.cache_every}, cache_order={self.cache_order}: expected at least 1, and at least 0"
             )
-        if self.cache == "fitted" and self.schedule is None:
+        if self.cache == "fitted" and not self.schedule.refresh:
             raise UsageError("decode.cache=fitted: this checkpoint has no schedule. Run kinoise fit-cache first")
         if not 0 < self.pull < math.inf:
             raise UsageError(f"decode.pull={self.pull}: expected more than 0")
