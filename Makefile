@@ -6,7 +6,7 @@ KINOISE := $(BIN)/kinoise
 DEMO := outputs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check clean-demo
+.PHONY: install demo test check clean-demo bench-report
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -53,6 +53,10 @@ $(DEMO)/report.html: $(DEMO)/eval/result.json $(DEMO)/control/control.json
 
 clean-demo:
 	rm -rf $(DEMO)
+
+# From results that are there: what `python -m benchmarks.decode` and `python -m benchmarks.peers` wrote.
+bench-report: $(VENV)/installed
+	$(BIN)/python -m benchmarks.plots
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

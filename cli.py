@@ -17,9 +17,11 @@ COMMANDS = {
     "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),
     "calibrate": (".eval.calibrate", "from where a replan may start from the plan before"),
     "fit-cache": (".eval.fit_cache", "what a plan's evaluations need not compute again"),
+    "latency": (".deploy.speed", "how fast a policy plans on this machine, and how often a robot can replan"),
     "control": (".deploy.control", "a trained policy in the real-time control loop"),
     "replay": (".deploy.replay", "a recorded run of that loop once more: does the controller do the same?"),
     "serve": (".deploy.serve", "a trained policy for robots elsewhere, over a websocket"),
+    "export-onnx": (".deploy.export_onnx", "a trained policy as ONNX graphs, for machines without torch"),
     "report": (".eval.report", "one HTML page about a run"),
     "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),
 }

@@ -16,8 +16,7 @@ from math import inf
 
 import torch
 from kinoise.policies.checkpoint import load_policy
-
-from .plan import observation
+from kinoise.policies.example import example
 
 
 @contextmanager
@@ -44,7 +43,7 @@ def company(run: str, period: float, threads: int, again: float) -> Iterator[lis
 def main(run: str, period: float, threads: int, again: float) -> None:
     torch.set_num_threads(threads)
     policy = load_policy(run, device="cpu")
-    obs, gen = observation(policy), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    obs, gen = example(policy), torch.Generator().manual_seed(0)
     policy.plan(obs, gen)
     begin = time.monotonic()
     print(begin, flush=True)

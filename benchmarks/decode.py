@@ -3,25 +3,25 @@
 From each checkpoint the same episodes are played, and single plans timed, by
 
 - `full`: 100 steps of DDPM (masked tokens: 12 rounds); `short`: 10 of DDIM (4 rounds); `short_N`: N;
-- `cached`: `full` with a cache fitted to it here, by adaptive scheduling and bubbling union, at a budget of 10 of its evaluations
-  (4 rounds); `cached_N`: at a budget of N; `smooth`: by SmoothCache; `uniform`: all branches in every tenth evaluation (third
-  round); `..._order1`: what is kept is extrapolated (TaylorSeer); `ddim_...`: the same on 100 steps of DDIM, `ddim_full`;
-- `same_compute`: without a cache, as many DDIM steps (rounds) as `cached` computes branches; `same_time`: as many as take as long,
-  by times taken before;
-- `warm`: one step from the plan before, `execute` actions later; `everything`: that, compiled.
+- `cached`: `full` with a cache fitted to it here, by adaptive scheduling and bubbling union, at a budget of 10 evaluations (4);
+  `cached_N`: of N; `smooth`: by SmoothCache; `uniform`: all branches in every tenth evaluation (third); `..._order1`: what is
+  kept is extrapolated (TaylorSeer); `ddim_...`: the same on 100 steps of DDIM, which are `ddim_full`;
+- `same_compute`: without a cache, as many DDIM steps (rounds) as `cached` computes branches; `same_time`: as many as take as
+  long as `cached`, by times taken beforehand;
+- `warm`: one step from the plan before, `execute` actions later;
+- `compiled`: `short`, and `everything`: `warm`, compiled, where the policy can be. Their plans are those of `short` and `warm`
+  but for `rounding`, measured as a share of the actions' range; so are the episodes, which aren't played again.
 
 Success is paired with `full`: differences with Newcombe's interval, McNemar's exact test, and Holm's correction. Every round of
-the timing makes one plan in each way, for one observation of the demonstrations; `faster` is the median ratio within rounds, with
+timing makes one plan in each way, for one observation of the demonstrations; `faster` is the median ratio within rounds, with
 quartiles. `computed` is the share of the residual branches' outputs that a plan computes.
 """
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,17 +31,35 @@ from omegaconf import MISSING
 from .played import Partial, Row, correct, figures, play
 from .record import milliseconds, ratio, write
 from .speed import Planner, alternate, as_fast, observations
-from .ways import CACHED, CONTINUOUS, EVERYTHING, FULL, PLAIN, SAME_COMPUTE, SAME_TIME, SHORT, TOKENS, WARM
-from .ways import Fitter, Way, chosen, computed, ways
+from .ways import (
+    CACHED,
+    COMPILED,
+    CONTINUOUS,
+    EVERYTHING,
+    FULL,
+    PLAIN,
+    SAME_COMPUTE,
+    SAME_TIME,
+    SHORT,
+    TOKENS,
+    TWINS,
+    WARM,
+    Fitter,
+    Way,
+    chosen,
+    computed,
+    ways,
+)
 
 if TYPE_CHECKING:
     from kinoise.data.base import EpisodeStore
     from kinoise.policies import Policy
+    from kinoise.spec import Observation
 
 TARGETS = {CACHED: {FULL: 3.3}, EVERYTHING: {FULL: 30.0, SHORT: 5.0}}
 """Of a continuous policy: how many times faster than which row. Both with success within so much of `full`'s:"""
 WITHIN = 0.01
-PACE = 20
+PACE = 40
 """Plans by which the steps of `same_time` are chosen."""
 
 
@@ -104,7 +122,8 @@ def rows_of(run: str, settings: Settings, partial: Partial) -> list[tuple[Row, s
     if not all(0 < item < most for item in (budget, *budgets)):
         raise UsageError(f"budget={budget}, budgets={list(budgets)}: expected at least 1, and less than {most} evaluations")
     fixed = ways(kind, budget, kind.steps if settings.steps is None else settings.steps, budgets)
-    names = chosen([*fixed, SAME_COMPUTE, SAME_TIME, WARM, EVERYTHING], settings.only)
+    further = [SAME_COMPUTE, SAME_TIME, WARM, *([COMPILED, EVERYTHING] if policy.compilable else [])]
+    names = chosen([*fixed, *further], settings.only)
     store = open_store(settings.data)
     fitter = Fitter(policy, store, windows=settings.windows, union=settings.union, seed=settings.seed)
     plain = replace(own, **PLAIN, schedule=type(own)().schedule)
@@ -127,37 +146,43 @@ def rows_of(run: str, settings: Settings, partial: Partial) -> list[tuple[Row, s
         level = own.warm if settings.warm is None else settings.warm
         if not 0 < level < 1:
             raise UsageError(f"{run} has no level for warm starts: run kinoise calibrate on it, or give warm=")
-        start = {**kind.few, "warm": level, "warm_steps": 1}
-        if WARM in names:
-            rows[WARM] = row(WARM, Way("warm start", start), settings.execute), "warm start"
-        if EVERYTHING in names:
-            found = row(EVERYTHING, Way("warm start", start), settings.execute)
-            rows[EVERYTHING] = found._replace(policy=compiled(checkpoint, settings)), "warm start, compiled"
+        rows[WARM] = row(WARM, Way("warm start", {**kind.few, "warm": level, "warm_steps": 1}), settings.execute), "warm start"
+    if {COMPILED, EVERYTHING} & set(names):
+        fast = load_policy(checkpoint, device=settings.device, decode={"cache": "none"}, compile=True)
+        for name, plain_name in TWINS.items():
+            if name in names:
+                twin, method = rows[plain_name]
+                rows[name] = twin._replace(name=name, policy=fast), f"{method}, compiled"
     return list(rows.values())
 
 
 def pace(cached: Row, short: Row, few: dict[str, Any], store: EpisodeStore, settings: Settings, partial: Partial) -> int:
     """How many steps without a cache take as long as a cached plan. Kept, so that a command that is resumed has the same."""
-    how = {"plans": settings.plans, "threads": settings.threads, "device": settings.device, "seed": settings.seed}
+    how = {"threads": settings.threads, "device": settings.device, "seed": settings.seed}
     key, steps = partial.get(sha256=cached.identity["sha256"], decode=repr(cached.decode), **how)
     if steps is None:
         seen = observations(cached.policy, store, PACE, settings.seed)
         other = short._replace(decode=replace(short.decode, steps=3 * few["steps"]))
         sides = {"cached": cached, "short": short, "other": other}
-        times = alternate({name: Planner(row, seen) for name, row in sides.items()}, min(PACE, settings.plans))
-        middle = {name: float(np.median(seconds)) for name, seconds in times.items()}
-        steps = as_fast(middle["cached"], {few["steps"]: middle["short"], 3 * few["steps"]: middle["other"]})
+        times = alternate({name: Planner(row, seen) for name, row in sides.items()}, PACE)
+        slower = {name: float(np.median(np.divide(times[name], times["short"]))) for name in ("cached", "other")}
+        steps = as_fast(slower["cached"], {few["steps"]: 1.0, 3 * few["steps"]: slower["other"]})
         partial.keep(key, steps)
     return steps
 
 
-def compiled(checkpoint: Path, settings: Settings) -> Policy:
-    """The policy again, compiled."""
-    from kinoise.policies.checkpoint import load_policy
+def rounding(row: Row, twin: Row, seen: Sequence[Observation]) -> float:
+    """How far plans are from those of `twin` at most, as a share of an action number's range in the demonstrations."""
+    import torch
 
-    if "compile" not in inspect.signature(load_policy).parameters:
-        raise UsageError(f"this kinoise can't compile policies: leave {EVERYTHING} out by only=")
-    return load_policy(checkpoint, device=settings.device, decode={"cache": "none"}, compile=True)
+    stats, planners, apart = row.policy.stats["action"], [Planner(side, seen) for side in (row, twin)], 0.0
+    size = (torch.tensor(stats.max) - torch.tensor(stats.min)).clamp(min=1e-6)
+    for number in range(len(seen)):
+        for planner in planners:
+            planner(number)
+        mine, other = (planner.made.actions for planner in planners if planner.made is not None)
+        apart = max(apart, ((mine - other).abs() / size).max().item())
+    return apart
 
 
 def speeds(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, Any]]:
@@ -165,18 +190,21 @@ def speeds(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, Any]]
     from kinoise.data import open_store
 
     seen = observations(rows[0].policy, open_store(settings.data), settings.plans, settings.seed)
-    planners = {row.name: Planner(row, seen) for row in rows}
+    planners, by_name = {row.name: Planner(row, seen) for row in rows}, {row.name: row for row in rows}
     times, found = alternate(planners, settings.plans), {}
     for row in rows:
-        own, evaluations = times[row.name], planners[row.name].plan(0)[0].nfe
+        made, own = planners[row.name].made, times[row.name]
+        assert made is not None
         found[row.name] = {
             "execute": row.execute,
-            "evaluations": evaluations,
-            "computed": round(computed(row.decode, evaluations), 4),
+            "evaluations": made.nfe,
+            "computed": round(computed(row.decode, made.nfe), 4),
             "plan_ms": milliseconds(own),
             "ms_per_action": round(milliseconds(own)["median"] / row.execute, 3),
             "faster": {name: ratio(times[name], own) for name in (FULL, SHORT)},
         }
+        if row.name in TWINS:
+            found[row.name]["rounding"] = rounding(row, by_name[TWINS[row.name]], seen)
     return found
 
 
@@ -186,25 +214,23 @@ def verdicts(table: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for name, others in TARGETS.items():
         for other, least in others.items():
             if name in table:
-                ratio_, difference = table[name]["faster"][other]["ratio"], table[name].get("difference")
-                alike = None if difference is None else difference["value"] >= -WITHIN
+                faster, gap = table[name]["faster"][other]["ratio"], table[name].get("difference")
                 target = {"row": name, "than": other, "faster_at_least": least, "success_within": WITHIN}
-                met = False if ratio_ < least else alike
-                found.append({**target, "faster": ratio_, "difference": difference and difference["value"], "met": met})
+                alike = None if gap is None else gap["value"] >= -WITHIN
+                found.append({**target, "faster": faster, "difference": gap, "met": alike if faster >= least else False})
     return found
 
 
-def table_of(run: str, settings: Settings, partial: Partial) -> dict[str, Any]:
+def table_of(pairs: Sequence[tuple[Row, str]], settings: Settings, partial: Partial) -> dict[str, Any]:
     import torch
     from kinoise.policies.discrete_vla import DiscreteVLAPolicy
 
-    torch.set_num_threads(settings.threads)
-    pairs = rows_of(run, settings, partial)
     rows = [row for row, _ in pairs]
     table: dict[str, dict[str, Any]] = {row.name: {"method": method, "changes": row.changes} for row, method in pairs}
     if settings.success:
         how = {name: getattr(settings, name) for name in ("env", "episodes", "seeds", "horizon")}
-        played = {row.name: play(row, partial, **how) for row in rows}
+        played = {row.name: play(row, partial, **how) for row in rows if row.name not in TWINS}
+        played |= {name: played[twin] for name, twin in TWINS.items() if name in table}
         for row in rows:
             table[row.name] |= figures(row, played[row.name], played[FULL])
         correct(table, FULL)
@@ -248,9 +274,16 @@ def main(argv: Sequence[str]) -> int:
     settings = parse("decode", Settings, [item for item in argv if "=" in item], about=__doc__ or "")
     if not runs:
         raise UsageError("expected at least one run or checkpoint")
+    import torch
+
+    torch.set_num_threads(settings.threads)
     partial = Partial(settings.name)
-    for name in runs:
-        found = table_of(name, settings, partial)
+    rows = [rows_of(name, settings, partial) for name in runs]
+    labels = [label(pairs[0][0].policy) for pairs in rows]
+    if len(set(labels)) < len(runs):
+        raise UsageError(f"{', '.join(labels)}: expected runs of different policies or processes, a result is named after each")
+    for name, pairs in zip(runs, rows, strict=True):
+        found = table_of(pairs, settings, partial)
         how = {key: getattr(settings, key) for key in ("env", "seeds", "episodes", "horizon", "plans", "threads", "union")}
         write(f"{settings.name}_{found['label']}", {"run": name, "settings": how, **found}, show=False)
         show(name, found)

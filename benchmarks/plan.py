@@ -13,28 +13,17 @@ from pathlib import Path
 import torch
 from kinoise.policies.checkpoint import load_policy, resolve
 from kinoise.policies.diffusion import DiffusionPolicy
-from kinoise.spec import Observation
+from kinoise.policies.example import example
 
 from .record import ratio, write
 
 ROUNDS = 300
 
 
-def observation(policy: DiffusionPolicy) -> Observation:
-    """An observation in the middle of the training data, and its first instruction."""
-    values = {}
-    for key, feature in policy.spec.observations.items():
-        shape = (1, policy.config.history, *feature.shape)
-        mean = torch.tensor(policy.stats[key].mean)
-        dtype = torch.uint8 if feature.kind == "image" else torch.float32
-        values[key] = mean.expand(shape).to(dtype).contiguous()
-    return Observation(values, policy.texts[:1], torch.zeros(1, dtype=torch.long))
-
-
 @torch.inference_mode()
 def measure(policy: DiffusionPolicy) -> dict:
     """Seconds of both sides, round by round."""
-    obs, gen = observation(policy), torch.Generator().manual_seed(0)
+    obs, gen = example(policy), torch.Generator().manual_seed(0)
     nfe = policy.plan(obs, gen).nfe
     x = torch.randn(1, policy.config.chunk, policy.spec.action_dim, generator=gen)
     context = policy.observe(obs)

@@ -24,8 +24,8 @@ from kinoise.deploy.client import PolicyClient
 from kinoise.deploy.clock import prompt_threads
 from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy, resolve
+from kinoise.policies.example import example
 
-from .plan import observation
 from .record import milliseconds, ratio, write
 
 ROUNDS = 300
@@ -51,13 +51,13 @@ def serving(run: Path) -> Iterator[str]:
 
 
 def question(policy: Policy) -> tuple[dict[str, np.ndarray], str]:
-    obs = observation(policy)  # type: ignore[arg-type]
+    obs = example(policy)
     return {key: item[0].numpy() for key, item in obs.values.items()}, obs.texts[0]
 
 
 def latency(policy: Policy, url: str) -> dict:
     """Seconds of a plan here and there, round by round."""
-    obs, gen, asked = observation(policy), [torch.Generator().manual_seed(0)], question(policy)  # type: ignore[arg-type]
+    obs, gen, asked = example(policy), [torch.Generator().manual_seed(0)], question(policy)
     times: dict[str, list[float]] = {"here": [], "served": []}
     with PolicyClient(url) as client:
         sides = {"here": lambda: policy.plan(obs, gen), "served": lambda: client.plan(*asked)}
@@ -98,7 +98,7 @@ def throughput(policy: Policy, url: str) -> dict:
 
 def rows(policy: Policy) -> dict:
     """Plans a second by eights beside one by one, in this process."""
-    one, seconds = observation(policy), {1: list[float](), CLIENTS: list[float]()}  # type: ignore[arg-type]
+    one, seconds = example(policy), {1: list[float](), CLIENTS: list[float]()}
     for turn in range(10 + ROUNDS // 3):
         for count, found in seconds.items():
             obs, gens = one.rows([0] * count), [torch.Generator().manual_seed(row) for row in range(count)]

@@ -55,14 +55,11 @@ class Planner:
 
     def __init__(self, row: Row, seen: Sequence[Observation]) -> None:
         self.row, self.seen = row, seen
+        self.made: Plan | None = None
         self._before: dict[int, Plan] = {}
 
     def __call__(self, number: int) -> float:
-        """Seconds of the plan of that number."""
-        return self.plan(number)[1]
-
-    def plan(self, number: int) -> tuple[Plan, float]:
-        """The plan of that number, whose noise depends on the number alone, and its seconds."""
+        """Seconds of the plan of that number, whose noise depends on the number alone. Afterwards `made` is the plan."""
         import torch
 
         policy, index = self.row.take(), number % len(self.seen)
@@ -73,8 +70,8 @@ class Planner:
             previous = {"previous": self._before[index], "elapsed": self.row.execute}
         gen = torch.Generator().manual_seed(index)
         started = time.perf_counter()
-        plan = policy.plan(self.seen[index], [gen], **previous)  # type: ignore[arg-type]
-        return plan, time.perf_counter() - started
+        self.made = policy.plan(self.seen[index], [gen], **previous)  # type: ignore[arg-type]
+        return time.perf_counter() - started
 
 
 def as_fast(seconds: float, known: Mapping[int, float]) -> int:

@@ -1,4 +1,4 @@
-"""The ways to plan that `benchmarks.decode` compares, all from one checkpoint: what they change, and the caches fitted to it."""
+"""The ways to plan that `benchmarks.decode` compares, from one checkpoint: what they change, and the caches fitted to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:  # worker processes import the benchmarks too: they are not to
 
 FULL, SHORT, CACHED = "full", "short", "cached"
 SAME_COMPUTE, SAME_TIME = "same_compute", "same_time"
-WARM, EVERYTHING = "warm", "everything"
+WARM, COMPILED, EVERYTHING = "warm", "compiled", "everything"
+
+TWINS = {COMPILED: SHORT, EVERYTHING: WARM}
+"""Rows of a compiled policy, and those that plan the same without."""
 
 PLAIN: dict[str, Any] = {"guidance": 1.0, "warm": 1.0, "gate": None, "cache": "none", "cache_order": 0}
 """What every way begins with, whatever the checkpoint says."""
@@ -70,7 +73,7 @@ TOKENS = Kind("rounds", {"": {**GREEDY, "steps": 12}}, {**GREEDY, "steps": 4}, 4
 
 def ways(kind: Kind, budget: int, steps: Sequence[int], budgets: Sequence[int]) -> dict[str, Way]:
     """By name, all but those that depend on what is fitted or measured."""
-    curves = {"": "DDPM" if kind is CONTINUOUS else kind.name, "ddim_": "DDIM"}
+    curves = {prefix: "DDPM" if chain["sampler"] == "ddpm" else kind.name for prefix, chain in kind.chains.items()}
     found = {FULL: Way(curves[""], kind.chains[""]), SHORT: Way(kind.name, kind.few)}
     for few in steps:
         found[f"{SHORT}_{few}"] = Way(kind.name, {**kind.few, "steps": few})

@@ -71,13 +71,14 @@ class Cadence:
     @property
     def sentence(self) -> str:
         """What a user needs to know of it."""
-        most = "" if self.sustained is None else f" These plans last until the next ones come at up to {hertz(self.sustained)}."
+        most = "" if self.sustained is None else f" A plan lasts until the next one comes at up to {hertz(self.sustained)}."
         if self.refusal:
             return f"kinoise control would refuse: {self.refusal}" + ("" if self.lasts else most)
         steps = "step" if self.every == 1 else f"{self.every} steps"
         said = f"at {self.rate:g} Hz you can replan every {steps} with delay {self.delay}"
-        fastest = "" if self.fastest is None else f"; every step with delay 1 at up to {hertz(self.fastest)}"
-        return f"{said}{fastest}.{most}"
+        assert self.fastest is not None  # such plans are refused
+        more = "the same" if self.delay == 1 else "every step with delay 1"
+        return f"{said}; {more} at up to {hertz(self.fastest)}.{most}"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,8 @@
 """The matrix products of a plan, and how fast this machine computes them alone: what no decoder of the network can beat.
 
 They are read off a plan as it runs, so that they are those of any policy: linear layers, the two products of attention
-(q k^T and its share of v), convolutions as products of their unfolded images. Biases, norms, softmax and the sampler are left out.
+(q k^T and its share of v), convolutions as products of their unfolded images. Biases, norms, softmax and the sampler are left
+out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,7 +31,8 @@ WARM_UP, FEWEST = 3, 5
 aten = torch.ops.aten
 
 
-class Product(NamedTuple):
+@dataclass(frozen=True)
+class Product:
     """`batch` times `[m, k] @ [k, n]`.
 
     Args:
@@ -129,9 +132,10 @@ def _round(todo: list[tuple[Callable[..., Tensor], Tensor, Tensor, Tensor]]) -> 
 
 def _calls(policy: Policy) -> list[Call]:
     obs, gen = example(policy), torch.Generator().manual_seed(0)
-    policy.plan(obs, gen)  # what is computed once for all plans is there afterwards
-    with _staged(policy) as stage, Recording(stage) as recording:
-        policy.plan(obs, gen)
+    with policy.eager():
+        policy.plan(obs, gen)  # what is computed once for all plans is there afterwards
+        with _staged(policy) as stage, Recording(stage) as recording:
+            policy.plan(obs, gen)
     if not recording.calls:
         raise KinoiseError(
             f"a plan of the policy '{policy.config.name}' computes no matrix products: there is no floor to measure"

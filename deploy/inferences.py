@@ -27,6 +27,7 @@ class PlanningConfig:
     run: str | None = field(default=None, metadata={"help": "a run or a checkpoint; none with server="})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
     inference: str | None = field(
         default=None, metadata={"help": f"where the policy plans beside the loop: {' or '.join(KINDS)}; {KINDS[0]} if null"}
@@ -46,9 +47,9 @@ class PlanningConfig:
             if self.token is not None:
                 raise UsageError("token= is a server's: give server= with it")
             return
-        own = {"ema": self.ema, "device": self.device, "threads": self.threads, "inference": self.inference}
-        usual = {"ema": True, "device": "auto", "threads": None, "inference": None}
-        changed = [name for name in own if own[name] != usual[name]] + [f"decode.{name}" for name in self.decode.given()]
+        usual = {"ema": True, "device": "auto", "compile": False, "threads": None, "inference": None}
+        changed = [name for name, value in usual.items() if getattr(self, name) != value]
+        changed += [f"decode.{name}" for name in self.decode.given()]
         if changed:
             raise UsageError(f"{changed[0]}= is settled where the server was started: leave it out with server=")
 
@@ -81,9 +82,10 @@ class Load:
     device: str
     decode: Mapping[str, Any]
     seed: int
+    compile: bool = False
 
     def __call__(self) -> tuple[PolicyPlanner, dict[str, Any]]:
-        policy = load_policy(self.checkpoint, ema=self.ema, device=self.device, decode=self.decode)
+        policy = load_policy(self.checkpoint, ema=self.ema, device=self.device, decode=self.decode, compile=self.compile)
         which = identity(policy, self.checkpoint, self.ema)
         about = {
             "served": Served.of(policy, which["sha256"]).to_message(),
@@ -107,7 +109,7 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
             yield Planning(inference, served, {**which, "server": config.server}, {}, {"kind": "server", "seed": None})
         return
     assert config.run is not None
-    load = Load(resolve(config.run), config.ema, config.device, config.decode.given(), seed)
+    load = Load(resolve(config.run), config.ema, config.device, config.decode.given(), seed, config.compile)
     kind, threads = config.inference or KINDS[0], config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if kind == "thread":
         planner, about = load()
@@ -116,7 +118,8 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
         inference = ProcessInference(load, threads=threads)
         about = _waited(inference)
     with closing(inference):
-        repeat = {"kind": kind, "threads": threads, **{key: getattr(load, key) for key in ("ema", "device", "decode", "seed")}}
+        again = ("ema", "device", "decode", "seed", "compile")
+        repeat = {"kind": kind, "threads": threads, **{key: getattr(load, key) for key in again}}
         decode = {**about["decode"], "threads": threads}
         which = dict(about["policy"])
         yield Planning(inference, Served.from_message(about["served"]), which, decode, {**repeat, "sha256": which["sha256"]})

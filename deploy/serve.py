@@ -18,7 +18,8 @@ from ..config import UsageError, check_seed, parse
 from ..policies.base import Policy
 from ..policies.checkpoint import identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
-from ..spec import KinoiseError, Observation
+from ..policies.example import example
+from ..spec import KinoiseError
 from .clock import prompt_threads
 from .messages import Served
 from .server import Options, PolicyServer
@@ -30,6 +31,9 @@ same port http://HOST:PORT/healthz says that it runs and /metrics how it does. W
 
 SMALLEST = 1 << 12
 LONGEST = 500
+
+LONG = 3600.0
+"""Seconds: a budget in which every plan fits, even one that has to be compiled."""
 
 
 @dataclass
@@ -46,6 +50,7 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "noise is a function of it and of the connection's number"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; its own number if null"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
@@ -87,24 +92,30 @@ def main(argv: Sequence[str]) -> int:
     """
     settings = parse("serve", Settings, argv, positional="run", about=ABOUT)
     checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
+    policy = load_policy(
+        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), compile=settings.compile
+    )
     served = Served.of(policy, identity(policy, checkpoint, settings.ema)["sha256"])
-    for rows in {1, settings.batch}:
-        warm_up(policy, rows)
+    for rows in range(1, settings.batch + 1) if settings.compile else {1, settings.batch}:
+        warm_up(policy, rows, replan=settings.compile)
     with prompt_threads():
         return asyncio.run(_serve(PolicyServer(policy, served, settings.options(), _log), settings, served))
 
 
-def warm_up(policy: Policy, rows: int) -> None:
-    """Plans once: a first plan allocates and compiles, and may as well fail before anyone relies on it."""
-    values = {}
-    for key, feature in policy.spec.observations.items():
-        mean = torch.tensor(policy.stats[key].mean).expand(rows, policy.config.history, *feature.shape)
-        values[key] = mean.to(torch.uint8 if feature.kind == "image" else torch.float32).contiguous()
-    text = torch.zeros(rows, dtype=torch.int64) if policy.spec.language else None
-    obs = Observation(values, policy.texts[:1] if policy.spec.language else (), text)
+def warm_up(policy: Policy, rows: int, replan: bool = False) -> None:
+    """Plans once: a first plan allocates and compiles, and may as well fail before anyone relies on it.
+
+    Args:
+        replan: also against the clock, from that plan, and with one of its actions kept: these are compiled separately.
+    """
+    obs = example(policy, rows)
     try:
-        policy.plan(obs, [torch.Generator().manual_seed(0) for _ in range(rows)])
+        gen = [torch.Generator().manual_seed(0) for _ in range(rows)]
+        plan = policy.plan(obs, gen)
+        if replan:
+            policy.plan(obs, gen, budget=LONG)
+            for prefix in (0, 1):
+                policy.plan(obs, gen, previous=plan, prefix=prefix)
     except RuntimeError as error:
         raise KinoiseError(f"the policy can't plan for {rows} clients at once: {error}. Take a smaller batch=.") from error
 

@@ -15,7 +15,7 @@ import torch
 from omegaconf import MISSING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Column, Table
 
 from ..config import UsageError, check_seed, parse
@@ -28,13 +28,13 @@ from ..provenance import origin
 from .cadence import Cadence
 from .floor import floor
 from .latency import percentiles
-from .stages import STAGES, Clock, Sample, samples
+from .stages import STAGES, Clock, Sample, replans, samples
 
 ABOUT = """Plans on an observation from the middle of the training data, from nothing and, where a replan differs, from the plan
-before, by turns, and shows how long every stage takes: encoding the observation, network evaluations (denoise), and back to
-physical units (decode; all that is left). Beside it stands the floor: the matrix products of a plan alone, measured then and
-there. From the 95th percentile follows how often the control loop can have a new plan, and how late. Nothing else should run on
-the machine meanwhile."""
+before, by turns, and shows how long every stage takes: encoding the observation, all network evaluations, and the way back to
+physical units (decode; all that is left). Below stand the matrix products of a plan alone, measured right before. From the
+95th percentile follows how often the control loop can have a new plan, and how late. Nothing else should run on the machine
+meanwhile."""
 
 SHOWN = ("p50", "p95", "p99")
 BARS = 20
@@ -52,6 +52,7 @@ class Settings:
     threads: int | None = field(default=None, metadata={"help": "torch's; null: all cores but one, as in kinoise control"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     out: str | None = field(default=None, metadata={"help": "JSON file for the figures; none is written if null"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
@@ -86,28 +87,36 @@ def main(argv: Sequence[str]) -> int:
 def measure(policy: Policy, settings: Settings, clock: Clock = time.perf_counter) -> dict[str, Any]:
     """What the JSON file holds beside its origin and the policy's identity; milliseconds, Hz and, for `latency`, seconds.
 
-    Raises KinoiseError for a policy that can't plan.
+    Args:
+        policy: not compiled; it is afterwards, where the settings say so.
+
+    Raises:
+        UsageError: compile=true for a policy that can't be compiled.
+        KinoiseError: a policy that can't plan.
     """
     config, obs = policy.config, example(policy, settings.batch)
     rate = settings.rate or policy.spec.rate
     told = {"plans": settings.plans, "warmup": settings.warmup, "rate": rate, "seed": settings.seed, "clock": clock}
-    found = list(_shown(samples(policy, obs, **told), settings.plans))
+    least = floor(policy) if settings.batch == 1 else None  # read off a plan as it runs, which a compiled one hides
+    if settings.compile:
+        if not policy.compilable:
+            raise UsageError(f"compile=true: nothing of this policy '{config.name}' can be compiled. Leave it false")
+        policy.compiled()
+    found = list(_shown(samples(policy, obs, **told), settings.plans * (2 if replans(policy) else 1)))
     kinds = {"cold": [item for item in found if not item.replan], "replan": [item for item in found if item.replan]}
-    plans = {kind: _summary(items) if items else None for kind, items in kinds.items()}
+    plans = {kind: _summary(items) for kind, items in kinds.items() if items}
     last = "replan" if kinds["replan"] else "cold"
-    least = floor(policy) if settings.batch == 1 else None
-    cold = plans["cold"]
-    assert cold is not None
     return {
         "decode": {**asdict(config.decode), "execute": config.execute, "chunk": config.chunk},
         "device": _device(policy),
         "threads": torch.get_num_threads(),
+        "compile": settings.compile,
         "batch": settings.batch,
         "seed": settings.seed,
         "warmup": settings.warmup,
         "plans": plans,
         "computed": computed(config.decode, policy.evaluations),
-        "floor": None if least is None else {"ms": least * 1e3, "ratio": cold["ms"]["total"]["p50"] / (least * 1e3)},
+        "floor": None if least is None else {"ms": least * 1e3, "ratio": plans["cold"]["ms"]["total"]["p50"] / (least * 1e3)},
         "cadence": {"of": last, **Cadence(plans[last]["ms"]["total"]["p95"] / 1e3, rate, config.chunk).to_json()},
         "latency": {"samples_s": [item.seconds["total"] for item in kinds[last]]},
     }
@@ -121,7 +130,7 @@ def computed(decode: DecodeConfig, evaluations: int) -> float:
     """
     if decode.cache == "every":
         return -(-evaluations // decode.cache_every) / evaluations
-    if decode.cache == "fitted" and decode.schedule is not None:
+    if decode.cache == "fitted":
         refresh = decode.schedule.refresh.values()
         return sum(len({0, *when}) for when in refresh) / (evaluations * len(refresh))
     return 1.0
@@ -129,21 +138,25 @@ def computed(decode: DecodeConfig, evaluations: int) -> float:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """The stages, what they are made of, and the sentence that a user needs."""
-    policy, plans = result["policy"], {kind: item for kind, item in result["plans"].items() if item}
+    policy, plans = result["policy"], result["plans"]
     batch = "" if result["batch"] == 1 else f", {result['batch']} observations at once"
     threads = f", {result['threads']} thread{'s' * (result['threads'] > 1)}"
-    title = f"{policy['name']} on {result['device']}{threads}{batch}"
-    names = [(f"{kind} {name}" if len(plans) > 1 else name) for kind in plans for name in SHOWN]
-    table = Table("ms", *(Column(name, justify="right") for name in names), title=title, title_justify="left", box=SIMPLE_HEAD)
-    labels = {"denoise": "all evaluations", "evaluation": "one of them", "transfer": "copies, in these", "total": "plan"}
+    compiled = ", compiled" if result["compile"] else ""
+    title = f"{policy['name']} on {result['device']}{threads}{compiled}{batch}"
+    columns = [Column(f"{kind}\n{name}", justify="right", no_wrap=True) for kind in plans for name in SHOWN]
+    first = Column("\nms", no_wrap=True)
+    table = Table(first, *columns, box=SIMPLE_HEAD)
+    labels = {"denoise": "evaluations", "evaluation": "one of them", "transfer": "copies in these", "total": "plan"}
     for stage in plans["cold"]["ms"]:
         if stage == "total":
             table.add_section()
-        table.add_row(labels.get(stage, stage), *(f"{item['ms'][stage][name]:.2f}" for item in plans.values() for name in SHOWN))
+        row = [f"{item['ms'][stage][name]:.2f}" for item in plans.values() for name in SHOWN]
+        table.add_row(labels.get(stage, stage), *row)
+    console.print(title, highlight=False, markup=False)
     console.print(table)
     lines = [f"{policy['parameters'] / 1e6:.2f} M parameters; {plans['cold']['evaluations']:g} evaluations a plan"]
     if replan := plans.get("replan"):
-        kept = f", of which it keeps {replan['prefix']} actions" if replan["prefix"] else ""
+        kept = f", of which it keeps {replan['prefix']} action{'s' * (replan['prefix'] > 1)}" if replan["prefix"] else ""
         lines[0] += f", {replan['evaluations']:g} a replan from the one before{kept}"
     if result["computed"] < 1:
         lines.append(f"cache: {result['computed']:.0%} of the branches' outputs are computed in a full plan")
@@ -160,16 +173,17 @@ def _summary(items: Sequence[Sample]) -> dict[str, Any]:
         "count": len(items),
         "evaluations": sum(item.nfe for item in items) / len(items),
         "prefix": items[0].prefix,
-        "ms": {
-            name: percentiles([item.seconds[name] for item in items], 1e3) for name in order if name in items[0].seconds
-        },
+        "ms": {name: percentiles([item.seconds[name] for item in items], 1e3) for name in order if name in items[0].seconds},
     }
 
 
-def _shown(found: Iterator[Sample], plans: int) -> Iterator[Sample]:
-    """Draws a bar, from this thread alone: another would take its time from the plans."""
-    total = 2 * plans
-    return iter(track(found, "plans", total=total, auto_refresh=False, transient=True))
+def _shown(found: Iterator[Sample], total: int) -> Iterator[Sample]:
+    """Draws a bar while plans are made, a few times and from this thread: a thread of its own would take its time from them."""
+    with Progress(auto_refresh=False, transient=True, disable=not Console().is_terminal) as bar:
+        task = bar.add_task("plans", total=total)
+        for number, item in enumerate(found, 1):
+            bar.update(task, completed=number, refresh=number % -(-total // BARS) == 0)
+            yield item
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..policies.discrete_vla import DiscreteVLAPolicy
 from ..spec import KinoiseError, Observation, Plan
 from .latency import DelayEstimate
 
-STAGES = ("encode", "denoise", "decode")
+STAGES: tuple[str, ...] = ("encode", "denoise", "decode")
 """In this order; together they are the whole plan."""
 
 Clock = Callable[[], float]
@@ -56,27 +56,33 @@ def samples(
         KinoiseError: a plan with NaN, a policy whose stages aren't known, and what planning raises.
     """
     config = policy.config
-    pins = config.simulated_delay > 0
-    kinds = 2 if pins or config.decode.warm < 1 else 1
+    pins, kinds = config.simulated_delay > 0, 2 if replans(policy) else 1
     elapsed, prefix = min(config.execute, config.chunk - 1), 0
-    delay, previous = DelayEstimate(1 / rate), None
+    delay, previous, made = DelayEstimate(1 / rate), None, set()
     with watching(policy, clock) as watch:
         for number in range(-kinds * warmup, kinds * plans):
             told: dict[str, Any] = {}
             if kinds == 2 and number % 2 == 1:
-                if pins and number < -warmup:  # as late as plans come; the rest of the warm-up is for a prefix that stays
+                if pins and number < 0:  # as many as plans come late; what is measured keeps as many as the last of the warm-up
                     prefix = min(delay.ticks, config.chunk - elapsed)
                 told = {"previous": previous, "elapsed": elapsed, "prefix": prefix}
             plan, seconds = watch(lambda told=told, number=number: policy.plan(obs, derived(seed, number + 2 * warmup), **told))
             if not plan.actions.isfinite().all():
                 raise KinoiseError("the plan holds NaN or infinity: take another checkpoint")
             previous = plan
-            if number >= kinds * (1 - warmup):  # the first of each kind allocate and compile
+            kind = bool(told), told.get("prefix", 0)
+            if kind in made:  # the first of its kind allocates and compiles
                 delay.add(seconds["total"])
+            made.add(kind)
             if number >= 0:
                 if policy.device.type == "cuda":
                     seconds["transfer"] = _transfer(obs, plan, policy.device, clock)
-                yield Sample(bool(told), told.get("prefix", 0), plan.nfe, seconds)
+                yield Sample(*kind, plan.nfe, seconds)
+
+
+def replans(policy: Policy) -> bool:
+    """Whether the plan before makes a difference to what a plan costs."""
+    return policy.config.decode.warm < 1 or policy.config.simulated_delay > 0
 
 
 Watch = Callable[[Callable[[], Plan]], tuple[Plan, dict[str, float]]]
@@ -86,8 +92,9 @@ Watch = Callable[[Callable[[], Plan]], tuple[Plan, dict[str, float]]]
 def watching(policy: Policy, clock: Clock = time.perf_counter) -> Iterator[Watch]:
     """Yields a function that makes a plan and says what took how long, as in `Sample.seconds`.
 
-    Encoding ends where the network is first asked, denoising where its answer goes back to physical units. A device is waited for
-    there, and nowhere between.
+    Encoding ends where the network is first asked, denoising where its answer goes back to physical units. There, and nowhere
+    between, a device is waited for. A plan that is compiled as a whole asks nobody on its way: there the policy's own `timing`
+    tells encoding and denoising apart.
 
     Raises KinoiseError for a policy whose process and codec aren't known.
     """
@@ -111,8 +118,11 @@ def watching(policy: Policy, clock: Clock = time.perf_counter) -> Iterator[Watch
         stage, since = "encode", clock()
         plan = make()
         enter("")
-        evaluation = laps["denoise"] / max(1, plan.nfe)
-        return plan, {**laps, "evaluation": evaluation, "total": sum(laps.values())}
+        total = sum(laps.values())
+        if plan.nfe and not laps["denoise"]:
+            laps.update({name: plan.timing[name] for name in ("encode", "denoise")})
+            laps["decode"] = total - laps["encode"] - laps["denoise"]
+        return plan, {**laps, "evaluation": laps["denoise"] / max(1, plan.nfe), "total": total}
 
     with ExitStack() as stack:
         # A gate may have a plan decoded twice.

@@ -46,6 +46,7 @@ class Settings:
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
+    compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
     slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
     threads: int = field(default=1, metadata={"help": "of the policy, on the CPU; more than spare cores slows everything"})
@@ -63,7 +64,9 @@ def main(argv: Sequence[str]) -> int:
     out = Path(settings.out or Path(settings.run) / "eval")
     console = Console()
     checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
+    policy = load_policy(
+        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), compile=settings.compile
+    )
     result = evaluate(
         policy,
         settings.env,

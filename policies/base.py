@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..config import UsageError
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .caching import make_cache
+from .compiled import Graphs
 from .core.budget import Budget
 from .core.cache import FeatureCache, Recorder
 from .core.process.base import Losses
@@ -85,6 +87,7 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
         self._recorder: Recorder | None = None
+        self._graphs: Graphs | None = None
 
     @abstractmethod
     def loss(self, batch: Batch, gen: Gen) -> Losses:
@@ -98,6 +101,51 @@ class Policy(nn.Module, ABC):
     def evaluations(self) -> int:
         """Beliefs that a full plan asks for, at most; with guidance each takes two network evaluations."""
         return self.config.decode.steps
+
+    @property
+    def compilable(self) -> bool:
+        """Whether there is anything to compile in the policy."""
+        return True
+
+    def compiled(self) -> Policy:
+        """This policy, whose plans are compiled from now on (`Graphs`); one that is not `compilable` stays as it is.
+
+        The first plan of its kind (number of rows, steps, cold or warm, with a prefix or a budget) takes seconds. Results are
+        those of other plans but for rounding. Not compiled are plans with a cache, and those that a gradient goes through.
+        """
+        self._graphs = Graphs() if self.compilable else None
+        return self
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Its plans aren't compiled in this block: for those who watch its layers."""
+        graphs, self._graphs = self._graphs, None
+        try:
+            yield
+        finally:
+            self._graphs = graphs
+
+    def forget(self) -> None:
+        """Drops what is kept from plan to plan and depends on the weights: they have changed, or moved."""
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    def train(self, mode: bool = True) -> Policy:
+        self.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Policy:
+        self.forget()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.forget()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _compiler(self, start: Start) -> Graphs | None:
+        """What compiles a plan from there; None where nothing does."""
+        plain = self._recorder is None and self.config.decode.cache == "none"
+        return self._graphs if plain and not self.differentiates(start) else None
 
     def record(self) -> Recorder:
         """Gets every residual branch's output in the next plan; with guidance, of the evaluations that know the instruction."""

@@ -51,7 +51,14 @@ def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> N
     )
 
 
-def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", decode: Mapping[str, Any] | None = None) -> Policy:
+def load_policy(
+    path: Path | str,
+    *,
+    ema: bool = True,
+    device: str = "auto",
+    decode: Mapping[str, Any] | None = None,
+    compile: bool = False,
+) -> Policy:
     """The policy in eval mode.
 
     Args:
@@ -59,6 +66,7 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
         ema: the averaged weights (what the field evaluates), or the last ones.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is a GPU where there is one.
         decode: settings laid over the checkpoint's own `decode`.
+        compile: see `Policy.compiled`.
 
     Raises:
         UsageError: a device that isn't there, a setting of `decode` that the policy doesn't have.
@@ -81,7 +89,8 @@ def load_policy(path: Path | str, *, ema: bool = True, device: str = "auto", dec
     policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
     _load_weights(policy, weights_path(directory, ema))
     check_fit(policy.config.decode, policy)
-    return policy.to(device).eval()
+    policy = policy.to(device).eval()
+    return policy.compiled() if compile else policy
 
 
 def resolve(path: Path | str) -> Path:

@@ -11,25 +11,30 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .base import Policy, PolicyConfig
+from .compiled import UNROLLED, Graphs, Leaves
 from .core.codec import CODECS, Affine
 from .core.guidance import fixed, guided, pulled, softening
-from .core.network import Denoiser, Given, Level, NetworkConfig
+from .core.network import Denoiser, Given, Level, Memory, NetworkConfig
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.process.gaussian import CLEAN
+from .core.process.times import Times
 from .core.random import Gen, uniform
-from .core.sampler import EVALUATIONS, SAMPLERS
+from .core.sampler import DRAWING, EVALUATIONS, SAMPLERS
 from .core.start import distance, remembering, warm_noise
 from .encoders import EncoderConfig, ObservationEncoder
 from .replan import Start, timed
+
+Context = Tensor | Memory
+"""What the network makes of an observation once a plan."""
 
 LEVELS = 1024
 """Noise levels that are remembered: a budget makes grids of its own."""
@@ -64,6 +69,14 @@ class DiffusionConfig(PolicyConfig):
             raise KinoiseError("decode.prefix=given needs a policy that was trained with simulated_delay above 0: take guided")
 
 
+class Walk(NamedTuple):
+    """A sampler's walk: actions in physical units, a warm start's first belief, network evaluations."""
+
+    actions: Float[Tensor, "batch chunk action"]
+    first: Float[Tensor, "batch chunk action"] | None
+    nfe: int
+
+
 class DiffusionPolicy(Policy):
     """Denoises action chunks; see `Policy` for the arguments."""
 
@@ -76,6 +89,8 @@ class DiffusionPolicy(Policy):
         self.network = Denoiser(config.network, spec.action_dim, config.chunk)
         self.process = make_process(config.process)
         self._levels: dict[tuple[float, int], Level] = {}
+        self._leaves: dict[tuple[float, int], Leaves] = {}
+        self._grids: dict[tuple[int, float], Times] = {}
 
     def loss(self, batch: Batch, gen: Gen) -> Losses:
         """The process's loss on normalised actions, over valid steps; MoDE's router adds its balance."""
@@ -95,34 +110,77 @@ class DiffusionPolicy(Policy):
         """
         decode = self.config.decode
         begin = time.perf_counter()
-        asked: list[Tensor] = []
-        first: list[Tensor] = []
         guess = None if start.guess is None else self.codec.encode(start.guess.actions.to(self.device))
-        denoise = self._denoise(obs, asked, start)
+        contexts = self._contexts(obs, start)
         encoded = time.perf_counter()
-        if start.warm:
-            denoise = remembering(denoise, first)
-        if guess is not None and start.guess is not None and start.prefix:
-            denoise = self._keeping(denoise, guess, start)
         most = decode.replan_steps if start.warm else decode.steps
         if start.budget is not None:
-            most, denoise = start.budget.steps(most, self._calls), start.budget.keep(denoise)
+            most = start.budget.steps(most, self._calls)
         if start.warm and guess is not None:
             x = warm_noise(self.process, guess, decode.warm, gen, decode.renoise)
-            grid = self.process.grid(most, decode.warm)
         else:
-            shape = (obs.batch, self.config.chunk, self.spec.action_dim)
-            x, grid = self.process.prior(shape, gen, self.device), self.process.grid(most)
-        actions = self.codec.decode(SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen)).float().cpu()
+            x = self.process.prior((obs.batch, self.config.chunk, self.spec.action_dim), gen, self.device)
+        found = self._walked(x, most, contexts, guess, start, gen)
+        actions = found.actions.cpu()
         if start.pinned is not None:
             actions[:, : start.prefix] = start.pinned
         return Plan(
             actions=actions,
             dt=1.0 / self.spec.rate,
-            nfe=len(asked),
-            surprise=self._surprise(first[0], guess, start) if first and guess is not None else (),
-            timing=timed(begin, encoded, len(asked)),
+            nfe=found.nfe,
+            surprise=() if found.first is None or guess is None else self._surprise(found.first, guess, start),
+            timing=timed(begin, encoded, found.nfe),
         )
+
+    def _walked(
+        self,
+        x: Float[Tensor, "batch chunk action"],
+        steps: int,
+        contexts: list[Context],
+        guess: Float[Tensor, "batch chunk action"] | None,
+        start: Start,
+        gen: Gen,
+    ) -> Walk:
+        """`_walk`, in one graph where that serves other plans too and is not too large.
+
+        A graph knows how long a prefix is, and a budget is looked at between evaluations: then each of those is one.
+        """
+        decode, graphs = self.config.decode, self._compiler(start)
+        level = decode.warm if start.warm else 1.0
+        single = start.budget is not None or start.prefix > 0 or decode.sampler in DRAWING or steps * self._calls > UNROLLED
+        if graphs is None or single:
+            return self._walk(x, self.process.grid(steps, level), contexts, guess, start, gen, graphs)
+        if (steps, level) not in self._grids:
+            self._grids[steps, level] = Times.of(self.process.grid(steps, level))
+
+        def walk(x: Tensor, contexts: list[Context]) -> Walk:
+            return self._walk(x, self._grids[steps, level], contexts, None, start, gen, None)
+
+        return graphs(("plan", steps, level, decode.sampler, decode.guidance), walk, x, contexts, capture=True)
+
+    def _walk(
+        self,
+        x: Float[Tensor, "batch chunk action"],
+        grid: Float64[Tensor, "times"],
+        contexts: list[Context],
+        guess: Float[Tensor, "batch chunk action"] | None,
+        start: Start,
+        gen: Gen,
+        graphs: Graphs | None,
+    ) -> Walk:
+        """From x down the grid, its evaluations by `graphs` if there are any."""
+        asked: list[Tensor] = []
+        first: list[Tensor] = []
+        bound = [self._bind(context, asked, start, graphs) for context in contexts]
+        denoise = guided(bound[0], bound[-1], self.config.decode.guidance)
+        if start.warm:
+            denoise = remembering(denoise, first)
+        if guess is not None and start.prefix:
+            denoise = self._keeping(denoise, guess, start)
+        if start.budget is not None:
+            denoise = start.budget.keep(denoise)
+        x = SAMPLERS[self.config.decode.sampler](self.process, denoise, x, grid, gen)
+        return Walk(self.codec.decode(x).float(), first[0] if first else None, len(asked))
 
     def differentiates(self, start: Start) -> bool:
         return start.prefix > 0 and not self._gives(start)
@@ -156,24 +214,31 @@ class DiffusionPolicy(Policy):
         weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk).to(self.device)
         return pulled(self.process, denoise, guess, weight, self.config.decode.pull)
 
-    def _denoise(self, obs: Observation, asked: list[Tensor], start: Start) -> Denoise:
-        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`."""
+    def _contexts(self, obs: Observation, start: Start) -> list[Context]:
+        """The encoded observation, and with guidance another in which the instruction is hidden."""
         everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
-        conditional = self._bind(obs, everyone, asked, start)
-        if self.config.decode.guidance == 1.0:
-            return conditional
-        return guided(conditional, self._bind(obs, ~everyone, asked, start), self.config.decode.guidance)
+        return [
+            self._context(obs, rows, start) for rows in (everyone, ~everyone)[: 1 if self.config.decode.guidance == 1 else 2]
+        ]
 
-    def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"], asked: list[Tensor], start: Start) -> Denoise:
-        context, cache = self.observe(obs, dropped), self.cache(start)
-        prefix = start.prefix if self._gives(start) else 0
+    def _context(self, obs: Observation, dropped: Bool[Tensor, "batch"], start: Start) -> Context:
+        read, graphs = self.observe.read(obs, dropped), self._compiler(start)
 
-        def network(
-            x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Float[Tensor, "b n d"]
-        ) -> Prediction:
+        def encode(*read: Any) -> Context:
+            return self.network.remember(self.observe.tokens(*read))
+
+        return encode(*read) if graphs is None else graphs("encode", encode, *read, capture=True)
+
+    def _bind(self, context: Context, asked: list[Tensor], start: Start, graphs: Graphs | None) -> Denoise:
+        """The bound prediction. The noise level of every network evaluation that it makes is added to `asked`."""
+        cache, prefix = self.cache(start), start.prefix if self._gives(start) else 0
+
+        def network(x: Float[Tensor, "batch chunk action"], noise: Float[Tensor, ""], ctx: Context) -> Prediction:
             asked.append(noise)
             if cache is not None:
                 cache.advance()
+            if graphs is not None:
+                return graphs("evaluation", self.network, x, self._told(noise, prefix), ctx)
             return self.network(x, self._level(noise, prefix), ctx, cache=cache)
 
         return lambda x, t: self.process.predict(network, x, t, context)
@@ -195,14 +260,21 @@ class DiffusionPolicy(Policy):
                 self._levels[key] = self.network.level(noise, Given(given, self._no_noise) if prefix else None)
         return self._levels[key]
 
-    def train(self, mode: bool = True) -> DiffusionPolicy:
-        self._levels.clear()
-        return super().train(mode)
+    def _told(self, noise: Float[Tensor, ""], prefix: int) -> Leaves:
+        """A level as a graph's input."""
+        key = float(noise), prefix
+        if key not in self._leaves:
+            if len(self._leaves) >= LEVELS:
+                self._leaves.clear()
+            self._leaves[key] = Leaves(self._level(noise, prefix))
+        return self._leaves[key]
 
-    def _apply(self, *args: Any, **kwargs: Any) -> DiffusionPolicy:
-        self._levels.clear()
-        return super()._apply(*args, **kwargs)
+    @property
+    def compilable(self) -> bool:
+        """Not where each token chooses its experts: what these compute depends on values."""
+        return self.network.config.routing != "token" or self.network.config.experts == 1
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._levels.clear()
-        super()._load_from_state_dict(*args, **kwargs)
+    def forget(self) -> None:
+        super().forget()
+        for kept in (self._levels, self._leaves):
+            kept.clear()

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from ..spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from .base import Policy, PolicyConfig
+from .compiled import Graphs, Leaves
 from .core.bins import Bins, BinsConfig
 from .core.cache import FeatureCache
 from .core.guidance import guided
 from .core.network import NetworkConfig, Prefix, TokenDenoiser
 from .core.process.base import Belief, Denoise, Losses, Prediction
+from .core.process.gaussian import CLEAN
 from .core.process.masked import Masked, MaskedConfig
 from .core.random import Gen, uniform
 from .core.sampler import TOKEN_SAMPLERS, Reveal
@@ -223,15 +225,34 @@ class DiscreteVLAPolicy(Policy):
         return denoise
 
     def _bind(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None, start: Start) -> Denoise:
-        prefix, cache = self.backbone.prefix(obs, dropped), self.cache(start)
+        graphs, backbone = self._compiler(start), self.backbone
+        if graphs is not None and isinstance(backbone, Embedded):
+            return self._compiled(graphs, backbone, obs, dropped)
+        prefix, cache = backbone.prefix(obs, dropped), self.cache(start)
 
         def network(x: Tensor, noise: Tensor, ctx: Any) -> Prediction:
             if cache is None:
-                return self.backbone(x, ctx)
+                return backbone(x, ctx)
             cache.advance()
-            return self.backbone(x, ctx, cache=cache)
+            return backbone(x, ctx, cache=cache)
 
         return lambda x, t: self.process.predict(network, x, t, prefix)
+
+    def _compiled(self, graphs: Graphs, backbone: Embedded, obs: Observation, dropped: Bool[Tensor, "batch"] | None) -> Denoise:
+        """By round: which tokens a round commits, and whether there is another, is known when its belief is."""
+        encoded = backbone.encoder(obs, dropped)
+        prefix = Leaves(graphs("prefix", backbone.network.prefix, *encoded, capture=True))
+
+        def believe(x: Tensor, prefix: Prefix) -> Belief:
+            return self.process.predict(lambda x, noise, ctx: backbone(x, ctx), x, CLEAN, prefix)  # no noise level enters
+
+        return lambda x, t: graphs("round", believe, x, prefix)
+
+    @property
+    def compilable(self) -> bool:
+        """Not a vision-language model, nor where each token chooses its experts: what these compute depends on values."""
+        network = self.config.network
+        return isinstance(self.backbone, Embedded) and (network.routing != "token" or network.experts == 1)
 
     def cache(self, start: Start) -> FeatureCache | None:
         """See `Policy`. Raises KinoiseError where the network is a vision-language model's own."""

@@ -7,6 +7,7 @@ Block-wise adaptive caching (arXiv 2506.13456), FORA (arXiv 2407.01425), SmoothC
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+
 from torch import Tensor
 
 BRANCHES = ("attention", "cross", "feedforward")

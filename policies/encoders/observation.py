@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -72,20 +73,34 @@ class ObservationEncoder(nn.Module):
         Raises:
             KinoiseError: a missing key, a history of another length, or no instruction where one is needed.
         """
+        return self.tokens(*self.read(obs, dropped))
+
+    def read(
+        self, obs: Observation, dropped: Bool[Tensor, "batch"] | None = None
+    ) -> tuple[list[Tensor], list[Tensor], Float[Tensor, "batch width"] | None]:
+        """What takes a look at an observation's content: states and images on their device, the instruction's vector."""
         check_observation(obs, self.features, self.history, self.language is not None)
-        tokens: list[Tensor] = []
         condition = None
         if self.language is not None:
             assert obs.text is not None
             condition = self.language(obs.texts, obs.text, None if dropped is None else ~dropped)
-            tokens.append(condition[:, None])
-        for key, codec, encoder in zip(self.keys, self.codecs, self.states, strict=True):
-            assert isinstance(codec, Affine)
-            tokens.append(encoder(codec.encode(obs.values[key].to(codec.centre.device))))
+        states = [obs.values[key].to(codec.centre.device) for key, codec in zip(self.keys, self._codecs(), strict=True)]
+        images = [] if self.images is None else [obs.values[key].to(self.images.place.device) for key in self.cameras]
+        return states, images, condition
+
+    def tokens(
+        self, states: list[Tensor], images: list[Tensor], condition: Float[Tensor, "batch width"] | None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """The rest of it: tensors to tokens."""
+        found = [] if condition is None else [condition[:, None]]
+        for state, codec, encoder in zip(states, self._codecs(), self.states, strict=True):
+            found.append(encoder(codec.encode(state)))
         if self.images is not None:
-            images = [obs.values[key].to(self.images.place.device) for key in self.cameras]
-            tokens.append(self.images(images, condition))
-        return torch.cat(tokens, 1)
+            found.append(self.images(images, condition))
+        return torch.cat(found, 1)
+
+    def _codecs(self) -> list[Affine]:
+        return [cast(Affine, codec) for codec in self.codecs]
 
 
 def check_observation(obs: Observation, features: Mapping[str, Feature], history: int, language: bool) -> None:
@@ -101,7 +116,12 @@ def check_observation(obs: Observation, features: Mapping[str, Feature], history
             raise KinoiseError(
                 f"'{key}' is {value.dtype} of {tuple(value.shape[2:])}; the policy needs {feature.dtype} of {feature.shape}"
             )
-        if value.is_floating_point() and value.device.type == "cpu" and not value.isfinite().all():
+        if value.is_floating_point() and value.device.type == "cpu" and not _traced() and not value.isfinite().all():
             raise KinoiseError(f"'{key}' holds NaN or infinity: a policy can't plan on it")
     if language and (obs.text is None or not obs.texts):
         raise KinoiseError("the policy needs an instruction with every observation: give Observation.texts and .text")
+
+
+def _traced() -> bool:
+    """Whether torch.export is looking at the code, when tensors have no values."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

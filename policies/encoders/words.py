@@ -60,7 +60,7 @@ class Words(nn.Module):
             keep = keep.to(device)[:, None]
             first = torch.arange(words.shape[1], device=device) == 0
             words = torch.where(keep[..., None], words, self.null)
-            there = torch.where(keep, there, first)
+            there = (there & keep) | (first & ~keep)
         return words, there
 
     @torch.no_grad()

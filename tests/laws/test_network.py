@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from kinoise.policies.core.network import Denoiser, Given, NetworkConfig
+from kinoise.policies.core.network import Denoiser, Given, Memory, NetworkConfig
 from kinoise.policies.core.network.attention import Attention
 from kinoise.policies.core.network.embed import unit
 from kinoise.spec import KinoiseError
@@ -133,12 +133,35 @@ def test_a_block_is_its_branches_scaled_shifted_and_gated(context: str, residual
     net, (_, ctx) = network(context=context, moe_residual=residual, noise_attention=True), inputs()
     block, branches = net.blocks[0], net.level(torch.tensor(0.5)).branches[: net.config.branches]
     x = expected = torch.randn(3, 6, WIDTH)
-    layers = [block.attention, *([lambda h: block.cross(h, ctx)] if block.cross else []), block.feedforward]
+    offered = block.cross.offer(ctx) if block.cross else None
+    layers = [block.attention, *([lambda h: block.cross(h, offered)] if block.cross else []), block.feedforward]
     for layer, (scale, shift, gate) in zip(layers, branches, strict=True):
         h = F.rms_norm(expected, (WIDTH,), eps=1e-12) * (scale / WIDTH**0.5) + shift
         base = h if layer is block.feedforward and residual == "normalised" else expected
         expected = base + gate * layer(h)
-    torch.testing.assert_close(block(x, ctx, branches, None, None)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, offered, branches, None, None)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("noise_token", [True, False])
+def test_what_a_context_offers_is_the_same_in_every_evaluation(noise_token: bool, qk_norm: bool):
+    net, (x, ctx) = network(context="cross", noise_token=noise_token, qk_norm=qk_norm), inputs()
+    memory, projected = net.remember(ctx), []
+    assert isinstance(memory, Memory)
+    levels = [(torch.tensor(noise), net.level(torch.tensor(noise))) for noise in (0.9, 0.3)]
+    for block in net.blocks:
+        block.cross.memory.register_forward_hook(lambda *_: projected.append(1))
+    for noise, level in levels:
+        before = len(projected)
+        kept = net(x, level, memory).value
+        assert len(projected) == before
+        torch.testing.assert_close(kept, net(x, noise, ctx).value, atol=1e-5, rtol=0)
+        # The memory is [noise token, context], its keys and values those of the whole.
+        seen = torch.cat([level.token.expand(len(x), -1, -1), ctx], 1) if noise_token else ctx
+        whole = net.blocks[0].cross.offer(unit(seen, net.memory_norm * WIDTH**0.5))
+        parts = level.offered[0].before(memory.layers[0]) if noise_token else memory.layers[0]
+        for mine, theirs in zip(parts, whole, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("experts", EXPERTS.values(), ids=EXPERTS.keys())

@@ -2,6 +2,6 @@
 
 from .config import NetworkConfig
 from .tokens import Prefix, TokenDenoiser
-from .transformer import Denoiser, Given, Level
+from .transformer import Denoiser, Given, Level, Memory
 
-__all__ = ["Denoiser", "Given", "Level", "NetworkConfig", "Prefix", "TokenDenoiser"]
+__all__ = ["Denoiser", "Given", "Level", "Memory", "NetworkConfig", "Prefix", "TokenDenoiser"]

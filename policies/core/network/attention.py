@@ -19,6 +19,12 @@ class KeyValues(NamedTuple):
     keys: Float[Tensor, "batch heads tokens head_width"]
     values: Float[Tensor, "batch heads tokens head_width"]
 
+    def before(self, others: KeyValues) -> KeyValues:
+        """With those of further tokens behind them, in as many rows."""
+        rows = others.keys.shape[0]
+        mine = self if self.keys.shape[0] == rows else (item.expand(rows, -1, -1, -1) for item in self)
+        return KeyValues(*(torch.cat(pair, 2) for pair in zip(mine, others, strict=True)))
+
 
 class Attention(nn.Module):
     """Self-attention, causal or not; or cross-attention to a memory, without a mask.
@@ -41,16 +47,15 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens width"],
-        memory: Float[Tensor, "batch context width"] | None = None,
+        memory: KeyValues | None = None,
         keep: int | None = None,
     ) -> Float[Tensor, "batch kept width"]:
-        """What the last `keep` tokens, or all, attend to."""
-        if self.memory is None:
+        """What the last `keep` tokens, or all, attend to: each other, or in cross-attention a memory that was `offer`ed."""
+        if memory is None:
             q, (k, v) = self.project(x)
         else:
-            (q,), (k, v) = self._split(self.into(x), 1), self._split(self.memory(memory), 2)
-            if self.qk_norm is not None:
-                q, k = unit(q, self.qk_norm), unit(k, self.qk_norm)
+            (q,), (k, v) = self._split(self.into(x), 1), memory
+            q = q if self.qk_norm is None else unit(q, self.qk_norm)
         heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scale).transpose(1, 2)
         return self.out((heads if keep is None else heads[:, -keep:]).flatten(2))
 
@@ -59,6 +64,12 @@ class Attention(nn.Module):
         qkv = self._split(self.into(x), 3)
         (q, k), v = qkv[:2] if self.qk_norm is None else unit(qkv[:2], self.qk_norm), qkv[2]
         return q, KeyValues(k, v)
+
+    def offer(self, memory: Float[Tensor, "batch context width"]) -> KeyValues:
+        """What a memory offers to those that cross-attend to it: a function of each of its tokens alone."""
+        assert self.memory is not None
+        k, v = self._split(self.memory(memory), 2)
+        return KeyValues(k if self.qk_norm is None else unit(k, self.qk_norm), v)
 
     def extend(
         self,
@@ -75,7 +86,7 @@ class Attention(nn.Module):
             Also the tokens' own keys and values, the `past` of those that come after them.
         """
         q, own = self.project(x)
-        k, v = own if past is None else (torch.cat(pair, 2) for pair in zip(past, own, strict=True))
+        k, v = own if past is None else past.before(own)
         heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
         return self.out(heads.transpose(1, 2).flatten(2)), own
 

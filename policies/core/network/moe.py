@@ -18,11 +18,11 @@ from .embed import init_
 
 
 class Share(NamedTuple):
-    """One expert's matrices, and how much it counts."""
+    """One expert's matrices, and how much it counts: a tensor where a compiled network serves several weights."""
 
     into: tuple[Tensor, ...]
     out: Float[Tensor, "hidden width"]
-    weight: float
+    weight: float | Float[Tensor, ""]
 
 
 class Choice(NamedTuple):
@@ -130,7 +130,8 @@ class FeedForward(nn.Module):
             return F.linear(_hidden(x, self.w_in_EPHD[0].unbind()), self.w_out_EDH[0])
         y = rows = x.flatten(0, 1)  # addmm adds to y, which counts nothing (beta 0) where it is still x
         for index, (into, out, weight) in enumerate(how):
-            y = torch.addmm(y, _hidden(rows, into), out, beta=min(index, 1), alpha=weight)
+            hidden, alpha = (_hidden(rows, into) * weight, 1.0) if isinstance(weight, Tensor) else (_hidden(rows, into), weight)
+            y = torch.addmm(y, hidden, out, beta=min(index, 1), alpha=alpha)
         return y.view_as(x)
 
     def _grouped(self, x: Tensor, how: Dispatch) -> Tensor:

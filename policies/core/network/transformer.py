@@ -42,6 +42,7 @@ class Level(NamedTuple):
             actions go where their row goes.
         balance: the routing's load-balancing loss, in training.
         given: which actions are clean, and the modulations that they have instead.
+        offered: what the noise token offers to cross-attention, in each block; None where that has to be computed.
     """
 
     token: Tensor
@@ -49,6 +50,7 @@ class Level(NamedTuple):
     experts: tuple[tuple[Share, ...] | Dispatch | None, ...]
     balance: Tensor | None = None
     given: tuple[Bool[Tensor, "#batch chunk"], list[Modulation]] | None = None
+    offered: tuple[KeyValues, ...] | None = None
 
     def spread(self, tokens: int) -> list[Modulation]:
         """`branches`, for each of so many tokens where some are given: actions are the last."""
@@ -57,6 +59,12 @@ class Level(NamedTuple):
         given, clean = self.given
         which = F.pad(given, (tokens - given.shape[-1], 0))[..., None]
         return [own.where(which, other) for own, other in zip(self.branches, clean, strict=True)]
+
+
+class Memory(NamedTuple):
+    """A context as cross-attention sees it in each block, the same in every evaluation of a plan (`Denoiser.remember`)."""
+
+    layers: tuple[KeyValues, ...]
 
 
 class Kept(NamedTuple):
@@ -86,7 +94,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch tokens width"],
-        memory: Float[Tensor, "batch context width"] | None,
+        memory: KeyValues | None,
         branches: list[Modulation],
         experts: tuple[Share, ...] | Dispatch | None,
         gen: Gen | None,
@@ -126,7 +134,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         attended: Tensor,
-        memory: Tensor | None,
+        memory: KeyValues | None,
         branches: list[Modulation],
         experts: tuple[Share, ...] | Dispatch | None,
         gen: Gen | None,
@@ -196,7 +204,7 @@ class Denoiser(nn.Module):
         self,
         x: Float[Tensor, "batch chunk action"],
         noise: Float[Tensor, "*rows"] | Level,
-        context: Float[Tensor, "batch tokens width"],
+        context: Float[Tensor, "batch tokens width"] | Memory,
         gen: Gen | None = None,
         given: Given | None = None,
         cache: FeatureCache | None = None,
@@ -205,6 +213,7 @@ class Denoiser(nn.Module):
 
         Args:
             noise: the process's label, of each row (`[batch]`) or of all (0-d); or the `level` made of the latter.
+            context: tokens; in cross mode also what `remember` made of them.
             gen: draws the experts and the dropout of training; not used in eval mode, which takes the likeliest experts.
             given: actions that come clean, whatever the others' noise; a `level` knows its own.
             cache: of the plan that this evaluation is part of.
@@ -215,22 +224,31 @@ class Denoiser(nn.Module):
         gen = drawn(self, self.config, gen)
         level = noise if isinstance(noise, Level) else self._condition(noise.expand(len(x)), gen, given)
         tokens, memory = self.actions(x.to(self.position.dtype)) + self.position, None
-        seen = [level.token.expand(len(x), -1, -1), context] if self.config.noise_token else [context]
         if self.memory_norm is None:
+            assert isinstance(context, Tensor)
+            seen = [level.token.expand(x.shape[0], -1, -1), context] if self.config.noise_token else [context]
             tokens = torch.cat([*seen, tokens], 1)
         else:
-            memory = unit(torch.cat(seen, 1), self.memory_norm * self.config.width**0.5)
+            memory = context.layers if isinstance(context, Memory) else self._offer(context)
+            if self.config.noise_token:
+                first = level.offered or self._offer(level.token)
+                memory = tuple(own.before(others) for own, others in zip(first, memory, strict=True))
         balances, modulations = [level.balance], level.spread(tokens.shape[1])
         for index, block in enumerate(self.blocks):
             start = index * self.config.branches
             branches = modulations[start : start + self.config.branches]
             keep = self.chunk if index == len(self.blocks) - 1 else None
             kept = None if cache is None else Kept(cache, index)
-            tokens, balance = block(tokens, memory, branches, level.experts[index], gen, keep, kept)
+            seen = None if memory is None else memory[index]
+            tokens, balance = block(tokens, seen, branches, level.experts[index], gen, keep, kept)
             balances.append(balance)
         value = self.head(modulations[-1].last(self.chunk).enter(tokens)).to(x.dtype)
         parts = [balance for balance in balances if balance is not None]
         return Prediction(value, self.config.balance * torch.stack(parts).mean() if parts else None)
+
+    def remember(self, context: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"] | Memory:
+        """The context as every evaluation of a plan can share it: in cross mode its keys and values, otherwise itself."""
+        return context if self.memory_norm is None else Memory(self._offer(context))
 
     @torch.no_grad()
     def level(self, noise: Float[Tensor, ""], given: Given | None = None) -> Level:
@@ -243,12 +261,19 @@ class Denoiser(nn.Module):
         if self.router is not None:
             choices = (part.tolist() for part in choose(self.router(phi), self.config.chosen, None))
             experts = tuple(block.feedforward.shares(*one) for block, *one in zip(self.blocks, *choices, strict=True))
-        return Level(phi[None, None], self.modulations(phi), experts, given=self._clean(given))
+        token = phi[None, None]
+        offered = self._offer(token) if self.config.noise_token and self.memory_norm is not None else None
+        return Level(token, self.modulations(phi), experts, given=self._clean(given), offered=offered)
 
     @torch.no_grad()
     def expert_use(self, noise: Float[Tensor, "levels"]) -> Float[Tensor, "levels depth experts"] | None:
         """Each expert's probability at each noise label; rows sum to one. None where noise does not choose experts."""
         return None if self.router is None else self.router(self.noise(noise))
+
+    def _offer(self, tokens: Float[Tensor, "batch tokens width"]) -> tuple[KeyValues, ...]:
+        assert self.memory_norm is not None
+        memory = unit(tokens, self.memory_norm * self.config.width**0.5)
+        return tuple(block.cross.offer(memory) for block in self.blocks if block.cross is not None)
 
     def _clean(self, given: Given | None) -> tuple[Bool[Tensor, "#batch chunk"], list[Modulation]] | None:
         return None if given is None else (given.actions, self.modulations(self.noise(given.noise)))

@@ -29,6 +29,9 @@ SAMPLERS: dict[str, Sampler] = {
 EVALUATIONS = {"heun": 2}
 """Of a step, by sampler, where it isn't one."""
 
+DRAWING = ("ddpm",)
+"""Those that draw noise on their way."""
+
 TokenSampler = Callable[[Masked, Denoise, Tensor, Tensor, Gen, Reveal], Tensor]
 """The same over tokens, told how to reveal them."""
 
@@ -39,6 +42,7 @@ TOKEN_SAMPLERS: dict[str, TokenSampler] = {
 }
 
 __all__ = [
+    "DRAWING",
     "EVALUATIONS",
     "SAMPLERS",
     "TOKEN_SAMPLERS",

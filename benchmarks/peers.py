@@ -1,0 +1,195 @@
+"""One plan of kinoise's diffusion policy beside its peers': `python -m benchmarks.peers` (batch 1, alternating, one run).
+
+All see a state of 39 numbers and plan 16 actions of 4 in 10 evaluations of about as large a network, with untrained weights and
+the same number of threads; which of them acts better is not asked. At two sizes:
+
+- `kinoise`: `Policy.plan` of the preset `ddim`;
+- `diffusers`: the same network in the loop that its scheduler's documentation shows; the plan is the same, `agrees_within`;
+- `lerobot`: LeRobot's DiffusionPolicy (a U-Net), in an environment of its own in `folder`, which the first run makes. Its
+  normalisation, a step before and after the policy, is not in its time; kinoise's is;
+- `diffusion_policy`'s transformer and `mode`'s release could not be had: `absent` says what was tried.
+
+`slower` is the median ratio to kinoise's plan of the same round, with quartiles.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from kinoise.config import UsageError, parse, run
+from kinoise.policies import build_policy, choices
+from kinoise.policies.core.random import normal
+from kinoise.policies.diffusion import DiffusionPolicy
+from kinoise.spec import Feature, Observation, Spec, Stats
+from omegaconf import OmegaConf
+
+from .peer import Absent, Peer, environment
+from .record import milliseconds, ratio, write
+from .speed import alternate
+
+STATE, ACTIONS, CHUNK, STEPS, LEVELS = (4, 35), 4, 16, 10, 100
+"""The state's parts: the hand, as LeRobot wants it told apart, and what else there is."""
+SIZES: dict[str, dict[str, Any]] = {
+    "1M": {"network": {"width": 128, "depth": 3, "heads": 4}, "down_dims": [24, 48, 96]},
+    "10M": {"network": {"width": 320, "depth": 6, "heads": 8}, "down_dims": [96, 200, 408]},
+}
+LEROBOT = ("torchvision==0.28.0", "lerobot==0.4.4")
+"""Installed alone: both ask for other builds of torch."""
+NEEDS = (
+    "accelerate>=1.10,<2",
+    "av>=15,<16",
+    "datasets>=4,<5",
+    "deepdiff>=7,<9",
+    "diffusers>=0.27.2,<0.36",
+    "draccus==0.10.0",
+    "einops",
+    "gymnasium",
+    "huggingface-hub>=0.34.2,<0.36",
+    "imageio",
+    "jsonlines>=4,<5",
+    "numpy",
+    "pillow",
+    "pyserial",
+    "safetensors",
+    "termcolor",
+)
+"""What importing LeRobot's diffusion policy imports."""
+NOISE = 0.05
+"""On our weights: as they are initialised, gates and the last layer are 0, and every plan would agree with every other."""
+ABSENT = {
+    "diffusion_policy": (
+        "TransformerForDiffusion is a source repository's: searching the package index's list for diffusion policies gives "
+        "none with it. diffusion-policy-accelerated 1.5, which is there, doesn't install without CUDA (CUDA_HOME isn't set)"
+    ),
+    "mode": "MoDE is a source repository's: searching the package index's list for its names gives nothing",
+}
+
+
+@dataclass
+class Settings:
+    """The whole command line."""
+
+    plans: int = field(default=60, metadata={"help": "timed, of each side"})
+    threads: int = field(default=1, metadata={"help": "torch's, on every side"})
+    sizes: list[str] = field(default_factory=lambda: list(SIZES), metadata={"help": f"of {', '.join(SIZES)}"})
+    lerobot: bool = field(default=True, metadata={"help": "measure LeRobot's, which the first run installs: 1.5 GB"})
+    folder: str = field(default="~/.cache/kinoise/peers", metadata={"help": "where its environment is"})
+    name: str = field(default="peers", metadata={"help": "results/NAME.json"})
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.sizes if name not in SIZES]
+        if unknown or not self.sizes:
+            raise UsageError(f"sizes={self.sizes}: expected some of {', '.join(SIZES)}")
+        if self.plans < 1 or self.threads < 1:
+            raise UsageError(f"plans={self.plans}, threads={self.threads}: at least 1 of each is needed")
+
+
+def untrained(network: dict[str, Any]) -> DiffusionPolicy:
+    """Our policy, for a state of 39 numbers between -1 and 1."""
+    action = Feature((ACTIONS,), low=(-1.0,) * ACTIONS, high=(1.0,) * ACTIONS)
+    spec = Spec({"state": Feature((sum(STATE),))}, action, rate=20.0, language=False)
+    changes = {"network": network, "chunk": CHUNK, "decode": {"sampler": "ddim", "steps": STEPS}}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(choices()["ddim"]), changes))
+    policy = build_policy(config, spec, {"state": plain(sum(STATE)), "action": plain(ACTIONS)}, ())  # type: ignore[arg-type]
+    assert isinstance(policy, DiffusionPolicy)
+    gen = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for item in policy.parameters():
+            item.add_(NOISE * normal(item.shape, gen))
+    return policy.eval()
+
+
+def plain(numbers: int) -> Stats:
+    low, high = (-1.0,) * numbers, (1.0,) * numbers
+    return Stats(mean=(0.0,) * numbers, std=high, min=low, max=high, q01=low, q99=high, count=1)
+
+
+def scheduler_loop(policy: DiffusionPolicy) -> Callable[[Observation, torch.Generator], torch.Tensor]:
+    """A plan by diffusers' scheduler around our network: what depends on the noise level is worked out in every evaluation."""
+    settings = policy.config.process
+    scheduler = DDIMScheduler(
+        num_train_timesteps=LEVELS,
+        beta_schedule=settings.betas,
+        prediction_type="epsilon",
+        timestep_spacing="trailing",
+        clip_sample=settings.clip is not None,
+        clip_sample_range=settings.clip or 1.0,
+    )
+
+    @torch.inference_mode()
+    def plan(obs: Observation, gen: torch.Generator) -> torch.Tensor:
+        context = policy.observe(obs)
+        x = normal((1, CHUNK, ACTIONS), gen)
+        scheduler.set_timesteps(STEPS)
+        for step in scheduler.timesteps:
+            level = policy.network.level(policy.process.label((step + 1) / LEVELS))
+            noise = policy.network(x, level, context).value
+            x = scheduler.step(noise, step, x, use_clipped_model_output=True).prev_sample
+        return policy.codec.decode(x)
+
+    return plan
+
+
+def timed(work: Callable[[torch.Generator], object]) -> Callable[[int], float]:
+    """A side for `alternate`, which draws from a generator seeded with the round's number."""
+
+    def side(number: int) -> float:
+        gen = torch.Generator().manual_seed(number + LEVELS)
+        started = time.perf_counter()
+        work(gen)
+        return time.perf_counter() - started
+
+    return side
+
+
+def measure(size: str, settings: Settings, python: Path | None) -> dict[str, Any]:
+    """The sides at one size. LeRobot's only where there is a Python for it."""
+    policy = untrained(SIZES[size]["network"])
+    obs = Observation({"state": torch.zeros(1, 1, sum(STATE))}, (), None)
+    loop = scheduler_loop(policy)
+    ours, theirs = policy.plan(obs, torch.Generator().manual_seed(0)), loop(obs, torch.Generator().manual_seed(0))
+    sides: dict[str, Callable[[int], float]] = {
+        "kinoise": timed(lambda gen: policy.plan(obs, gen)),
+        "diffusers": timed(lambda gen: loop(obs, gen)),
+    }
+    about: dict[str, dict[str, Any]] = {name: {"parameters": policy.parameter_count} for name in sides}
+    about["diffusers"]["agrees_within"] = float((ours.actions - theirs).abs().max())
+    with ExitStack() as stack:
+        if python is not None:
+            told = {"observations": STATE, "actions": ACTIONS, "chunk": CHUNK, "steps": STEPS, "threads": settings.threads}
+            script = Path(__file__).parent / "lerobot_side.py"
+            peer = stack.enter_context(Peer(python, script, {**told, "down_dims": SIZES[size]["down_dims"]}))
+            sides["lerobot"], about["lerobot"] = peer, peer.about
+        times = alternate(sides, settings.plans)
+    return {
+        name: {**about[name], "plan_ms": milliseconds(own), "slower": ratio(own, times["kinoise"])}
+        for name, own in times.items()
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    settings = parse("peers", Settings, argv, about=__doc__ or "")
+    torch.set_num_threads(settings.threads)
+    absent, python = dict(ABSENT), None
+    try:
+        if settings.lerobot:
+            python = environment(Path(settings.folder).expanduser() / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+        sizes = {size: measure(size, settings, python) for size in settings.sizes}
+    except Absent as error:
+        absent["lerobot"] = str(error)
+        sizes = {size: measure(size, settings, None) for size in settings.sizes}
+    same = {"state": sum(STATE), "chunk": CHUNK, "actions": ACTIONS, "evaluations": STEPS, "threads": settings.threads}
+    write(settings.name, {"same": same, "plans": settings.plans, "sizes": sizes, "absent": absent})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))
