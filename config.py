@@ -223,7 +223,7 @@ def _help(
 
 
 def _describe(schema: Any, prefix: str, choices: Mapping[str, Callable[[], str]], skip: Mapping[str, Any]) -> list[str]:
-    """A line for each setting of a dataclass that isn't hidden; defaults are the values of `schema`, where it is an instance."""
+    """A line for each setting of a dataclass that isn't hidden; defaults are those of `schema`, where it is an instance."""
     from omegaconf import MISSING
 
     lines = []

@@ -84,7 +84,7 @@ def load_policy(
     absent = [key for key, kind in SECTIONS.items() if not isinstance(value.get(key), kind)]
     if absent:
         raise KinoiseError(f"{config_path}: {absent} are missing or damaged. Take a checkpoint that kinoise wrote.")
-    config = _config(value["policy"], decode or {}, config_path)
+    config = policy_config(value["policy"], decode or {}, config_path)
     stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
     policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
     _load_weights(policy, weights_path(directory, ema))
@@ -141,7 +141,7 @@ def _device(name: str) -> str:
     return name
 
 
-def _config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> PolicyConfig:
+def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> PolicyConfig:
     name = value.get("name")
     if name not in POLICIES:
         raise KinoiseError(f"{path}: policy '{name}' is unknown; this kinoise has {', '.join(POLICIES)}")

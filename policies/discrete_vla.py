@@ -165,7 +165,7 @@ class DiscreteVLAPolicy(Policy):
         decode, guess = self.config.decode, start.guess if start.warm else None
         begin = time.perf_counter()
         rounds: list[Round] = []
-        denoise = self._denoise(obs, rounds, start)
+        denoise = self.believe(obs, rounds, start)
         encoded = time.perf_counter()
         most = decode.steps if guess is None else decode.replan_steps
         if start.budget is not None:
@@ -179,7 +179,7 @@ class DiscreteVLAPolicy(Policy):
             x[:, : start.prefix] = self.bins.encode(start.pinned.to(self.device))
         known = x != self.process.mask
         x = TOKEN_SAMPLERS[decode.sampler](self.process, denoise, x, grid, gen, decode.reveal)
-        actions, confidence = (item.cpu() for item in self._read(x, known, rounds, guess))
+        actions, confidence = (item.cpu() for item in self.read(x, known, rounds, guess))
         if start.pinned is not None:
             actions[:, : start.prefix] = start.pinned
         each = self._evaluations(rounds, obs.batch)
@@ -207,7 +207,7 @@ class DiscreteVLAPolicy(Policy):
         scale = 2 / (self.bins.ends[:, 1] - self.bins.ends[:, 0])
         return distance(believed * scale, actions * scale, guess.elapsed, first.masked)
 
-    def _denoise(self, obs: Observation, rounds: list[Round], start: Start) -> Denoise:
+    def believe(self, obs: Observation, rounds: list[Round], start: Start) -> Denoise:
         """The bound prediction, which adds what it saw and said to `rounds`."""
         everyone = torch.zeros(obs.batch, dtype=torch.bool, device=self.device)
         scale = self.config.decode.guidance
@@ -274,7 +274,7 @@ class DiscreteVLAPolicy(Policy):
         """Network evaluations in a round."""
         return 1 if self.config.decode.guidance in (0, 1) else 2
 
-    def _read(
+    def read(
         self, x: Int[Tensor, "batch chunk action"], known: Tensor, rounds: list[Round], guess: Guess | None
     ) -> tuple[Float[Tensor, "batch chunk action"], Float[Tensor, "batch chunk action"]]:
         """Tokens in physical units, and how probable each was, by the belief of the round that committed it for good.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...files import read_json
 from ...spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from ..base import Policy, PolicyConfig
-from ..checkpoint import _config, sha256
+from ..checkpoint import policy_config, sha256
 from ..core.process.base import Losses
 from ..core.random import Gen, normal
 from ..encoders.observation import check_observation
@@ -152,7 +152,7 @@ def load_onnx(directory: Path | str, *, threads: int = 1, checkpoint: str | None
     found = value["checkpoint"].get("sha256")
     if checkpoint is not None and checkpoint != found:
         raise KinoiseError(f"{path}: this is an export of the weights {found}, not of {checkpoint}. {AGAIN}.")
-    config = _config(value["policy"], {}, path)
+    config = policy_config(value["policy"], {}, path)
     stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
     sessions = {
         name: _session(directory, path, value["graphs"][name], threads)

@@ -127,7 +127,7 @@ class _Rounds(Graph):
     def read(
         self, x: Int[Tensor, "batch chunk action"], known: Tensor, rounds: list[Round], guess: Guess | None
     ) -> dict[str, Tensor]:
-        actions, sure = self.policy._read(x, known, rounds, guess)
+        actions, sure = self.policy.read(x, known, rounds, guess)
         return {"actions": actions, "confidence": sure}
 
 
@@ -139,7 +139,7 @@ class Plan(_Rounds):
 
     def run(self, given: Mapping[str, Tensor], asked: list[Any]) -> dict[str, Tensor]:
         obs, process = observation(given, self.texts), self.policy.process
-        denoise = self.policy._denoise(obs, asked, Start())
+        denoise = self.policy.believe(obs, asked, Start())
         shape = (obs.batch, self.policy.config.chunk, self.policy.spec.action_dim)
         x = process.prior(shape, torch.Generator())
         return self.read(self.reveal(denoise, x), torch.zeros_like(x, dtype=torch.bool), asked, None)
@@ -159,7 +159,7 @@ class Replan(_Rounds):
     def run(self, given: Mapping[str, Tensor], asked: list[Any]) -> dict[str, Tensor]:
         guess, elapsed, sure = given["guess"], given["elapsed"], given["confidence_before"]
         policy = self.policy
-        denoise = policy._denoise(observation(given, self.texts), asked, Start())
+        denoise = policy.believe(observation(given, self.texts), asked, Start())
         x = self._masked(self._tokens(guess), elapsed, sure)
         known = x != policy.process.mask
         found = self.read(self.reveal(denoise, x), known, asked, Guess(guess, 0, sure.clamp(max=1)))
