@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,14 @@ from kinoise.spec import Feature, Plan, Spec
 LOW, HIGH, GRIPPER = np.float32([-1, 0, -2]), np.float32([1, 4, 2]), 2
 RATE, CHUNK, JUMP, VELOCITY = 20.0, 6, 0.25, 3.0
 CONTROLS = ("absolute", "relative", "delta")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_collection():
+    """A run begins with a full collection, of all that the test suite holds: here it takes longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda: 0)
+        yield
 
 
 def make_spec(control: str) -> Spec:
