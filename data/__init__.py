@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..spec import KinoiseError
-from .base import Episode, EpisodeStore
+from .base import AS_IT_IS, Episode, EpisodeStore, Format, Reading, Report, refuse
 from .native import NativeStore, write_store
+from .view import view
 
-FORMATS: dict[str, type[EpisodeStore]] = {"zarr": NativeStore}
+FORMATS: dict[str, type[Format]] = {"kinoise": NativeStore}
 
 
-def open_store(path: Path | str, format: str | None = None) -> EpisodeStore:
-    """The demonstrations at `path`, in the format named or, without one, in the first that recognises it.
+def open_store(path: Path | str, reading: Reading = AS_IT_IS, report: Report = refuse) -> EpisodeStore:
+    """The demonstrations at `path`, in the format that `reading` names or else the first that recognises it.
 
-    Raises KinoiseError when there is nothing at `path`, no format fits, or the store is damaged.
+    Metadata alone is read. Raises KinoiseError when there is nothing at `path`, no format fits, or the store is damaged; what
+    `report` takes is said there instead, where reading can go on.
     """
     path = Path(path)
-    if format is not None and format not in FORMATS:
-        raise KinoiseError(f"format '{format}' is unknown; the formats are {', '.join(FORMATS)}.")
+    if reading.format is not None and reading.format not in FORMATS:
+        raise KinoiseError(f"format '{reading.format}' is unknown; the formats are {', '.join(FORMATS)}.")
     if not path.exists():
         raise KinoiseError(f"{path} does not exist. Check the path, or record demonstrations with kinoise collect out={path}.")
-    if format is not None:
-        return FORMATS[format](path)
-    for member in FORMATS.values():
+    if reading.format is not None:
+        return view(FORMATS[reading.format](path, reading, report), reading)
+    for name, member in FORMATS.items():
         if member.recognises(path):
-            return member(path)
+            return view(member(path, replace(reading, format=name), report), reading)
     raise KinoiseError(
         f"{path} is no data set in a format that kinoise reads ({', '.join(FORMATS)}). "
         f"Check the path, or record demonstrations with kinoise collect."
     )
 
 
-__all__ = ["FORMATS", "Episode", "EpisodeStore", "open_store", "write_store"]
+__all__ = ["FORMATS", "Episode", "EpisodeStore", "Reading", "open_store", "write_store"]

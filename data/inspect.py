@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -16,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import UsageError, parse
-from . import FORMATS, open_store
+from . import FORMATS, Reading, open_store
 from .survey import survey
 
 ABOUT = """Prints shapes, ranges, constant dimensions, idle frames, episode lengths and instructions, and the problems found.
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse("inspect", Settings, argv, positional="data", about=ABOUT, choices=choices)
     if not settings.idle >= 0:
         raise UsageError(f"idle={settings.idle}: expected a share of the range, 0 or more.")
-    store = open_store(Path(settings.data), settings.format)
+    store = open_store(settings.data, Reading(format=settings.format))
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=int(store.ends[-1]) * len(store.keys))

@@ -1,9 +1,11 @@
 """kinoise's own format: diffusion_policy's zarr layout, uncompressed, with the spec beside it.
 
     DATA/data/<key>/          one array [steps, *shape] for each observation key and for "action"
+    DATA/extra/<key>/         one array for each extra, where there are any
     DATA/meta/episode_ends/   int64 [episodes]
     DATA/kinoise.json         {"format": 1, "kinoise": version, "spec": Spec, "texts": [instructions],
-                               "episodes": [{"text": index in texts, "info": Episode.info}]}
+                               "episodes": [{"text": index in texts, "info": Episode.info}],
+                               "extras": {key: {"dtype": numpy's name, "shape": of a step}}, "meta": EpisodeStore.meta}
 
 Everything but `kinoise.json` is plain zarr (v2 format): diffusion_policy's ReplayBuffer, or `zarr.open(DATA)`, reads it as it
 is. Chunks hold whole rows, uncompressed, so that a chunk file is the array's memory and can be mapped instead of read.
@@ -11,11 +13,10 @@ is. Chunks hold whole rows, uncompressed, so that a chunk file is the array's me
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -23,7 +24,8 @@ from jaxtyping import Int64
 from .. import __version__
 from ..files import new_directory, read_json, write_json
 from ..spec import KinoiseError, Spec, Stats
-from .base import ACTION, Episode, features
+from .base import AS_IT_IS, Episode, Extra, Reading, Report, features, refuse
+from .check import check_episode, check_spec, extras_of, label
 from .chunks import ChunkReader, ChunkWriter
 from .stats import statistics
 
@@ -35,14 +37,18 @@ SPEC_FILE = "kinoise.json"
 class NativeStore:
     """An EpisodeStore over memory-mapped files: opening it reads the metadata alone."""
 
-    format: ClassVar[str] = "zarr"
+    format = "kinoise"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reading: Reading = AS_IT_IS, report: Report = refuse) -> None:
         """Raises KinoiseError when a file is missing or cut short, or the files disagree."""
-        self.path = Path(path)
+        self.path, self.dropped = Path(path), ()
+        if reading.filter is not None:
+            raise KinoiseError(f"{self.path} has no filters, so filter={reading.filter} names nothing. Leave it out.")
         if not (self.path / SPEC_FILE).exists():
             raise KinoiseError(_no_spec_file(self.path))
-        self.spec, self.texts, self.text, self.info = _read_spec_file(self.path / SPEC_FILE)
+        header = read_json(self.path / SPEC_FILE)
+        self.spec, self.texts, self.text, self.info = _parsed(header, self.path / SPEC_FILE)
+        self.extras, self.meta = _beside(header, self.path / SPEC_FILE)
         ends = ChunkReader(self.path / "meta" / "episode_ends", np.dtype(np.int64), ())
         self.ends: Int64[np.ndarray, "episodes"] = np.array(ends.read(0, ends.rows))
         self._check_ends()
@@ -53,22 +59,29 @@ class NativeStore:
         self._arrays = {
             key: ChunkReader(self.path / "data" / key, feature.dtype, feature.shape) for key, feature in wanted.items()
         }
+        self._arrays |= {key: ChunkReader(self.path / "extra" / key, *extra) for key, extra in self.extras.items()}
         steps = int(self.ends[-1])
         for key, array in self._arrays.items():
             if array.rows != steps:
                 raise KinoiseError(
-                    f"{self.path}: data/{key} has {array.rows} steps, meta/episode_ends ends at {steps}: "
+                    f"{self.path}: {key} has {array.rows} steps, meta/episode_ends ends at {steps}: "
                     f"the store is damaged. Write it again."
                 )
         self._stats: dict[str, Stats] | None = None
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        return any((path / name).exists() for name in (SPEC_FILE, ".zgroup", "zarr.json"))
+        return (path / SPEC_FILE).exists()
+
+    @classmethod
+    def write(cls, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any] | None = None) -> list[str]:
+        """See `write_store`; this format can hold everything."""
+        write_store(path, spec, episodes, meta=meta)
+        return []
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(self._arrays)
+        return tuple(features(self.spec))
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
         return self._arrays[key].read(start, stop)
@@ -95,15 +108,21 @@ class NativeStore:
             )
 
 
-def write_store(path: Path, spec: Spec, episodes: Iterable[Episode], *, chunk_bytes: int = CHUNK_BYTES) -> None:
+def write_store(
+    path: Path,
+    spec: Spec,
+    episodes: Iterable[Episode],
+    *,
+    meta: Mapping[str, Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> None:
     """Streams `episodes` into a new store at `path`, which appears only when all of it is on disk.
 
     One episode is in memory at a time. Raises KinoiseError, leaving nothing behind, when `path` exists, there are no episodes,
-    or one of them does not fit the spec: missing or unknown keys, wrong shapes or dtypes, unequal lengths, no steps, NaN or
-    infinity, no instruction where the spec has language, or `info` that JSON cannot hold.
+    or one of them does not fit the spec (see `check.problems`) or has other extras than the first.
     """
     path = Path(path)
-    _check_spec(spec)
+    check_spec(spec)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise KinoiseError(f"{path} exists already. Choose another out=, or remove it first.")
     with new_directory(path) as temporary, ExitStack() as stack:
@@ -111,12 +130,23 @@ def write_store(path: Path, spec: Spec, episodes: Iterable[Episode], *, chunk_by
             key: stack.enter_context(ChunkWriter(temporary / "data" / key, feature.dtype, feature.shape, chunk_bytes))
             for key, feature in features(spec).items()
         }
+        beside: dict[str, ChunkWriter] = {}
+        extras: dict[str, Extra] = {}
         texts: dict[str, int] = {}
         entries, ends, steps = [], [], 0
         for index, episode in enumerate(episodes):
-            steps += _check_episode(spec, episode, f"episode {index}{_task(episode)}")
+            if index == 0:
+                extras = extras_of(episode)
+            steps += check_episode(spec, extras, episode, label(index, episode))
+            if index == 0:
+                beside = {
+                    key: stack.enter_context(ChunkWriter(temporary / "extra" / key, *extra, chunk_bytes))
+                    for key, extra in extras.items()
+                }
             for key, writer in writers.items():
                 writer.append(episode.arrays[key])
+            for key, writer in beside.items():
+                writer.append(episode.extras[key])
             ends.append(steps)
             entries.append({"text": texts.setdefault(episode.instruction, len(texts)), "info": dict(episode.info)})
         if not entries:
@@ -124,31 +154,49 @@ def write_store(path: Path, spec: Spec, episodes: Iterable[Episode], *, chunk_by
         with ChunkWriter(temporary / "meta" / "episode_ends", np.dtype(np.int64), (), chunk_bytes) as writer:
             writer.append(np.array(ends, np.int64))
         stack.close()
-        for group in (temporary, temporary / "data", temporary / "meta"):
-            write_json(group / ".zgroup", {"zarr_format": 2})
-        header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json()}
-        write_json(temporary / SPEC_FILE, {**header, "texts": list(texts), "episodes": entries})
+        write_header(temporary, spec, list(texts), entries, extras, meta or {})
+
+
+def write_header(
+    folder: Path,
+    spec: Spec,
+    texts: list[str],
+    episodes: list[dict[str, Any]],
+    extras: Mapping[str, Extra],
+    meta: Mapping[str, Any],
+) -> None:
+    """The groups' metadata and `kinoise.json`, which completes a store whose arrays are there."""
+    for group in (folder, folder / "data", folder / "meta", *([folder / "extra"] if extras else [])):
+        write_json(group / ".zgroup", {"zarr_format": 2})
+    beside = {key: {"dtype": extra.dtype.name, "shape": list(extra.shape)} for key, extra in extras.items()}
+    header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json()}
+    write_json(folder / SPEC_FILE, {**header, "texts": texts, "episodes": episodes, "extras": beside, "meta": dict(meta)})
 
 
 def _no_spec_file(path: Path) -> str:
     if not path.is_dir():
         return f"{path} is not a folder: expected a data set written by kinoise collect."
-    if (path / "data").is_dir() and (path / "meta").is_dir():
-        return (
-            f"{path} is a zarr store without {SPEC_FILE}, which says what its arrays are: this kinoise reads only stores that "
-            f"it wrote itself. Convert it with kinoise.data.write_store."
-        )
     return f"{path} holds no {SPEC_FILE}: expected a data set written by kinoise collect. Check the path or collect it again."
 
 
-def _read_spec_file(file: Path) -> tuple[Spec, tuple[str, ...], np.ndarray, list[dict[str, Any]]]:
-    value = read_json(file)
+def _beside(value: Any, file: Path) -> tuple[dict[str, Extra], dict[str, Any]]:
+    """Extras and meta, which a store written before there were any lacks."""
+    try:
+        extras = {
+            key: Extra(np.dtype(item["dtype"]), tuple(map(int, item["shape"]))) for key, item in value.get("extras", {}).items()
+        }
+        return extras, dict(value.get("meta", {}))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KinoiseError(f"{file}: its extras or meta are damaged ({error!r}): it was edited. Write it again.") from error
+
+
+def _parsed(value: Any, file: Path) -> tuple[Spec, tuple[str, ...], np.ndarray, list[dict[str, Any]]]:
     try:
         version = value["format"]
         if version != FORMAT:
             raise KinoiseError(f"format {version!r}, expected {FORMAT}: another kinoise wrote it. Use that, or write it again.")
         spec = Spec.from_json(value["spec"])
-        _check_spec(spec)
+        check_spec(spec)
         texts = tuple(value["texts"])
         text = np.array([item["text"] for item in value["episodes"]], np.int64)
         info = [dict(item["info"]) for item in value["episodes"]]
@@ -159,51 +207,3 @@ def _read_spec_file(file: Path) -> tuple[Spec, tuple[str, ...], np.ndarray, list
     if not all(isinstance(item, str) for item in texts) or len(set(texts)) < len(texts) or set(text) != set(range(len(texts))):
         raise KinoiseError(f"{file}: its texts are not the episodes' distinct instructions: it was edited. Write it again.")
     return spec, texts, text, info
-
-
-def _check_spec(spec: Spec) -> None:
-    for key, feature in features(spec).items():
-        if key != Path(key).name or key.startswith("."):
-            raise KinoiseError(f"observation key '{key}' cannot name a folder: use letters, digits, '.' and '_'.")
-        if not feature.shape or min(feature.shape) < 1:
-            raise KinoiseError(f"'{key}' has shape {feature.shape}: every feature needs at least one number a step.")
-        dims = int(np.prod(feature.shape))
-        for name in ("names", "low", "high"):
-            given = getattr(feature, name)
-            if given and len(given) != dims:
-                raise KinoiseError(f"'{key}' has {dims} dimensions but {len(given)} in its {name}: give one for each, or none.")
-    if ACTION in spec.observations:
-        raise KinoiseError(f"an observation cannot be called '{ACTION}': that is the action's key. Rename it.")
-
-
-def _task(episode: Episode) -> str:
-    name = episode.info.get("task") or episode.instruction
-    return f" ({name})" if name else ""
-
-
-def _check_episode(spec: Spec, episode: Episode, label: str) -> int:
-    """The episode's number of steps; KinoiseError when it does not fit the spec."""
-    wanted = features(spec)
-    missing, unknown = sorted(wanted.keys() - episode.arrays.keys()), sorted(episode.arrays.keys() - wanted.keys())
-    if missing or unknown:
-        raise KinoiseError(f"{label}: missing keys {missing}, unknown keys {unknown}. Record exactly what the spec names.")
-    steps = len(np.atleast_1d(episode.arrays[ACTION]))
-    if steps == 0:
-        raise KinoiseError(f"{label} has no steps. Leave it out.")
-    for key, feature in wanted.items():
-        array = episode.arrays[key]
-        if array.shape != (steps, *feature.shape) or array.dtype != feature.dtype:
-            raise KinoiseError(
-                f"{label}: '{key}' is {array.dtype}{list(array.shape)}, expected {feature.dtype}{[steps, *feature.shape]}. "
-                f"Convert it or change the spec."
-            )
-        if feature.kind == "state" and not np.isfinite(array).all():
-            step = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise KinoiseError(f"{label}: '{key}' is NaN or infinite at step {step}. Repair or drop the episode.")
-    if spec.language and not episode.instruction:
-        raise KinoiseError(f"{label} has no instruction, but the spec has language. Give it one, or set language=False.")
-    try:
-        json.dumps(episode.info, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise KinoiseError(f"{label}: info is not JSON ({error}). Use plain numbers, text and lists.") from error
-    return steps

@@ -16,12 +16,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinoise import files
-from kinoise.data import FORMATS, Episode, open_store, write_store
+from kinoise.data import FORMATS, Episode, Reading, open_store, write_store
 from kinoise.data.base import features
 from kinoise.spec import Feature, KinoiseError, Spec
 
 # How a test makes a store of each registered format; a format that nobody writes cannot be tested.
-WRITERS: dict[str, Callable[..., None]] = {"zarr": write_store}
+WRITERS: dict[str, Callable[..., None]] = {"kinoise": write_store}
 
 SPEC = Spec(
     observations={"state": Feature((3,), unit=("m",)), "image.front": Feature((4, 5, 3), "image")},
@@ -260,7 +260,6 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut metadata": (lambda path: cut(path / "data/state/.zarray", 30), "not valid JSON"),
     "cut spec": (lambda path: cut(path / "kinoise.json", 100), "not valid JSON"),
     "empty spec": (lambda path: (path / "kinoise.json").write_text("[]"), "edited or damaged"),
-    "no spec": (lambda path: (path / "kinoise.json").unlink(), "zarr store without kinoise.json"),
     "newer version": (lambda path: edit(path / "kinoise.json", lambda it: it.update(format=2)), "format 2, expected 1"),
     "spec lacks a field": (lambda path: edit(path / "kinoise.json", lambda it: it["spec"].pop("rate")), "rate"),
     "unknown instruction": (lambda path: edit(path / "kinoise.json", lambda it: it["texts"].pop()), "distinct instructions"),
@@ -296,7 +295,7 @@ def test_foreign_zarr_and_other_folders_are_named_for_what_they_are(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     for name, message in (
-        ("foreign", "zarr store without kinoise.json"),
+        ("foreign", "no data set in a format"),
         ("empty", "no data set in a format"),
         ("file", "no data set in a format"),
         ("nowhere", "does not exist"),
@@ -305,6 +304,6 @@ def test_foreign_zarr_and_other_folders_are_named_for_what_they_are(tmp_path):
             open_store(tmp_path / name)
     for name in ("empty", "file"):
         with pytest.raises(KinoiseError, match=name):
-            open_store(tmp_path / name, "zarr")
-    with pytest.raises(KinoiseError, match="the formats are zarr"):
-        open_store(tmp_path / "foreign", "tape")
+            open_store(tmp_path / name, Reading(format="kinoise"))
+    with pytest.raises(KinoiseError, match="the formats are kinoise"):
+        open_store(tmp_path / "foreign", Reading(format="tape"))
