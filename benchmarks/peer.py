@@ -44,7 +44,7 @@ def environment(folder: Path, alone: Sequence[str], needs: Sequence[str]) -> Pat
         (sys.executable, "-m", "venv", "--clear", str(folder)),
         (str(python), *PIP, fixed),
         (str(python), *PIP, "--constraint", str(within), *needs),
-        (str(python), *PIP, "--no-deps", *alone),
+        *([(str(python), *PIP, "--no-deps", *alone)] if alone else []),
     ]
     for number, step in enumerate(steps):
         done = subprocess.run(step, capture_output=True, text=True, check=False)
