@@ -78,19 +78,27 @@ def targets(found: Sequence[dict[str, Any]]) -> str:
 
 def peers(found: dict[str, Any]) -> str:
     """A row for each side of `benchmarks.peers`, and for each that is absent."""
-    lines = ["| size | plan by | parameters | ms | times as long as kinoise's |", "|---|---|---|---|---|"]
+    lines = [
+        "| size | plan by | parameters | ms | times as long as kinoise's | as kinoise's, compiled |",
+        "|---|---|---|---|---|---|",
+    ]
     for size, sides in found["sizes"].items():
         for name, side in sides.items():
-            slower = side["slower"]
-            spread = f"{slower['ratio']:.2f} ({slower['ratio_q25']:.2f} to {slower['ratio_q75']:.2f})"
-            told = "1" if name == "kinoise" else spread
+            told = " | ".join(times(side[key]) for key in ("slower", "slower_than_compiled"))
             lines.append(f"| {size} | {name} | {side['parameters']:,} | {side['plan_ms']['median']:.1f} | {told} |")
-    return "\n".join(lines + [f"| | {name} | could not be had | | |" for name in found["absent"]])
+    return "\n".join(lines + [f"| | {name} | could not be had | | | |" for name in found["absent"]])
+
+
+def times(slower: dict[str, float]) -> str:
+    """A ratio with its quartiles; 1 where something is compared with itself."""
+    ratio, low, high = (slower[key] for key in ("ratio", "ratio_q25", "ratio_q75"))
+    return "1" if ratio == low == high == 1 else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
 
 
 def machine(found: dict[str, Any]) -> str:
     about = found["machine"]
-    return f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads of torch {found['versions']['torch']}"
+    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
+    return f"{about['cpu']}, {about['cores']} cores, {threads} of torch {found['versions']['torch']}"
 
 
 def summary(decoded: Sequence[dict[str, Any]], beside: dict[str, Any] | None) -> str:

@@ -61,14 +61,17 @@ def warm_up(
     Raises KinoiseError when one could not be made, or is none for a robot of `spec`.
     """
     began, plan = clock.now(), None
-    for number in range(2 + MOST):
-        if number > 1 + FEWEST and clock.now() - began > SECONDS:
+    kinds = 3 if pin else 2
+    for number in range(kinds + MOST):
+        if number >= kinds + FEWEST and clock.now() - began > SECONDS:
             break
         question = replace(request, tick=number, time=clock.now())
-        if plan is not None and number % 2 == 1:
+        if plan is not None and (number % 2 == 1 or number < kinds):
             length = plan.actions.shape[1]
             elapsed = min(execute, length - 1)
             prefix = min(delay.ticks, length - elapsed) if pin else 0
+            if number == 2:  # the loop may ask with a prefix now and without one then
+                prefix = 0 if prefix else 1
             question = replace(question, previous=plan, elapsed=elapsed, prefix=prefix)
         inference.submit(question)
         while (reply := inference.poll()) is None:
@@ -81,7 +84,7 @@ def warm_up(
         if not reply.plan.actions.isfinite().all():
             raise KinoiseError("the plan on the robot's first observation holds NaN or infinity: take another checkpoint")
         plan = reply.plan
-        if number > 1:
+        if number >= kinds:
             delay.add(reply.seconds)
         else:
             began = clock.now()

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from ..spec import KinoiseError
+
 UNROLLED = 12
 """Evaluations in one graph, at most: compilation takes long where a graph is large. Longer plans are compiled by evaluation."""
 
@@ -62,6 +64,13 @@ class Graphs:
     """Compiled functions, for the shapes and memory layouts that they are called with."""
 
     def __init__(self) -> None:
+        """Raises KinoiseError where there is no C++ compiler, which plans on the CPU need."""
+        from torch._inductor import cpp_builder, exc  # takes a second to import
+
+        try:
+            cpp_builder.get_cpp_compiler()
+        except exc.InvalidCxxCompiler as error:
+            raise KinoiseError("compiled plans need a C++ compiler: install g++, or leave out compile=true.") from error
         self._made: dict[Hashable, tuple[Function, Leaves]] = {}
 
     def __len__(self) -> int:

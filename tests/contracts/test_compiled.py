@@ -8,8 +8,10 @@ import pytest
 import torch
 from kinoise.policies.base import Policy
 from kinoise.policies.core.budget import Budget
-from kinoise.spec import Plan
+from kinoise.spec import KinoiseError, Plan
 from small_policies import generators, load_changed, observation, small, train
+from torch._inductor import cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
 
 CLOSE = 1e-4
 ROWS = 1
@@ -41,6 +43,15 @@ def check(eager: Policy, compiled: Policy, previous: Plan | None = None, **how: 
 def graphs(policy: Policy) -> int:
     assert policy._graphs is not None
     return len(policy._graphs)
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
+    with pytest.raises(KinoiseError, match=r"install g\+\+"):
+        small("mode", **ONE).eval().compiled()
 
 
 def test_whole_plans_and_warm_starts_of_one_and_two_steps() -> None:
