@@ -81,7 +81,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
     accelerator = make_accelerator(config)
     times: dict[str, list[float]] = {"bare": [], "kinoise": []}
     with tempfile.TemporaryDirectory() as directory:
-        settings = Settings(benchmark.policy, benchmark.data, directory, benchmark.seed, train=config)
+        settings = Settings(benchmark.policy, benchmark.data, directory, seed=benchmark.seed, train=config)
         run = RunDirectory(Path(directory), config.keep)
         with run.claimed(resume=False):
             session = make_session(settings, run, None, store, accelerator, Console(stderr=True))

@@ -7,10 +7,20 @@ from pathlib import Path
 
 from ..spec import KinoiseError
 from .base import AS_IT_IS, Episode, EpisodeStore, Format, Reading, Report, refuse
+from .lerobot import LeRobotStore
+from .mixture import Mixture
 from .native import NativeStore, write_store
+from .replay import ReplayStore
+from .robomimic import RobomimicStore
 from .view import view
 
-FORMATS: dict[str, type[Format]] = {"kinoise": NativeStore}
+FORMATS: dict[str, type[Format]] = {
+    "kinoise": NativeStore,
+    "zarr": ReplayStore,
+    "robomimic": RobomimicStore,
+    "lerobot": LeRobotStore,
+    "mixture": Mixture,
+}
 
 
 def open_store(path: Path | str, reading: Reading = AS_IT_IS, report: Report = refuse) -> EpisodeStore:

@@ -8,6 +8,8 @@ Specification: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html
 from __future__ import annotations
 
 import errno
+import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,8 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
-from ..files import read_json, write_json
+from ..files import read_json, sync, write_json
 from ..spec import KinoiseError
+from .resident import RESIDENT
 
 METADATA = ".zarray"
 
@@ -26,22 +29,27 @@ class ChunkReader:
 
     def __init__(self, directory: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
         self.shape, self.dtype = shape, dtype
+        self._row_bytes = _row_bytes(dtype, shape)
         self.rows, self.chunk_rows = _read_metadata(directory / METADATA, dtype, shape)
+        self._maps: list[mmap.mmap] = []
         chunks = [self._map(directory, index) for index in range(-(-self.rows // self.chunk_rows))]
         chunks[-1] = chunks[-1][: self.rows - (len(chunks) - 1) * self.chunk_rows]
         self._chunks = chunks
+        RESIDENT.watch(self, self._maps)
 
     def _map(self, directory: Path, index: int) -> np.ndarray:
         file = directory / _name(index, self.shape)
-        expected = self.chunk_rows * _row_bytes(self.dtype, self.shape)
+        expected = self.chunk_rows * self._row_bytes
         try:
             size = file.stat().st_size
             if size != expected:
                 raise KinoiseError(
                     f"{file} has {size} bytes, expected {expected}: it was cut short. Copy or write the store again."
                 )
-            # A plain array over the map: indexing np.memmap itself costs microseconds more.
-            return np.asarray(np.memmap(file, _stored(self.dtype), "r", shape=(self.chunk_rows, *self.shape)))
+            with file.open("rb") as opened:
+                self._maps.append(mmap.mmap(opened.fileno(), expected, access=mmap.ACCESS_READ))
+            # A plain array over the map: indexing np.memmap costs microseconds more.
+            return np.frombuffer(self._maps[-1], _stored(self.dtype)).reshape(self.chunk_rows, *self.shape)
         except FileNotFoundError as error:
             raise KinoiseError(f"{file} is missing: the store is incomplete. Copy or write it again.") from error
         except OSError as error:
@@ -53,6 +61,7 @@ class ChunkReader:
         """Rows `start` to `stop` (exclusive): a read-only view where one chunk holds them all, else a copy."""
         if not 0 <= start <= stop <= self.rows:
             raise IndexError(f"rows {start} to {stop} of {self.rows}")
+        RESIDENT.touched(self, (stop - start) * self._row_bytes)
         first, last = start // self.chunk_rows, max(start, stop - 1) // self.chunk_rows
         if first >= len(self._chunks):
             return np.empty((0, *self.shape), self.dtype)
@@ -66,6 +75,7 @@ class ChunkReader:
         """Rows `indices` as `[*indices.shape, *shape]`; a loop over the chunks touched, never over the indices."""
         if indices.size and (indices.min() < 0 or indices.max() >= self.rows):
             raise IndexError(f"row {indices.min() if indices.min() < 0 else indices.max()} of {self.rows}")
+        RESIDENT.touched(self, indices.size * self._row_bytes)
         if len(self._chunks) == 1:
             return self._chunks[0].take(indices, axis=0).astype(self.dtype, copy=False)
         flat = indices.ravel()
@@ -113,6 +123,54 @@ class ChunkWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+class ChunkFiles:
+    """A new array `[rows, *shape]` in `directory` whose rows any process may write, in any order: every row's place is known.
+
+    `create`, then `write` and `flush`, and `complete` when all rows are there. An instance holds no open file, so that it can
+    be sent to other processes.
+    """
+
+    def __init__(self, directory: Path, dtype: np.dtype, shape: tuple[int, ...], rows: int, chunk_bytes: int) -> None:
+        self.directory, self.dtype, self.shape, self.rows = directory, dtype, shape, rows
+        self.row_bytes = _row_bytes(dtype, shape)
+        self.chunk_rows = min(rows, max(1, chunk_bytes // self.row_bytes))
+
+    @property
+    def nbytes(self) -> int:
+        """What the files will take on disk."""
+        return -(-self.rows // self.chunk_rows) * self.chunk_rows * self.row_bytes
+
+    def create(self) -> None:
+        """Empty files of their full size, as holes: they take space as rows are written. Those that are there stay."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for file, _, _ in self._spans(0, self.rows):
+            with file.open("ab") as opened:
+                opened.truncate(self.chunk_rows * self.row_bytes)
+
+    def write(self, start: int, rows: np.ndarray) -> None:
+        """Puts `rows` at row `start` and after. Raises OSError (a full disk, say): with a map that would be a SIGBUS."""
+        rows = np.ascontiguousarray(rows, _stored(self.dtype))
+        for file, first, last in self._spans(start, start + len(rows)):
+            with file.open("r+b") as opened:
+                opened.seek(first % self.chunk_rows * self.row_bytes)
+                opened.write(rows[first - start : last - start].data)
+
+    def flush(self, start: int, stop: int) -> None:
+        """Returns when rows `start` to `stop` (exclusive) would outlive a power cut."""
+        for file, _, _ in self._spans(start, stop):
+            sync(file)
+
+    def complete(self) -> None:
+        """The metadata, which makes an array of the files."""
+        write_json(self.directory / METADATA, _metadata(self.rows, self.chunk_rows, self.dtype, self.shape))
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[Path, int, int]]:
+        """(file, first row, one past the last) of the chunks that hold rows `start` to `stop`."""
+        for index in range(start // self.chunk_rows, -(-stop // self.chunk_rows)):
+            span = max(start, index * self.chunk_rows), min(stop, (index + 1) * self.chunk_rows)
+            yield self.directory / _name(index, self.shape), *span
 
 
 def _stored(dtype: np.dtype) -> np.dtype:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int64, UInt8
 
 from ..spec import Feature, KinoiseError, Stats
 from .base import ACTION, EpisodeStore, features, starts
@@ -20,6 +20,7 @@ QUANTILES = 257
 def statistics(
     store: EpisodeStore,
     *,
+    keys: Collection[str] | None = None,
     gen: np.random.Generator | None = None,
     exact_bytes: int = EXACT_BYTES,
     advance: Callable[[int], None] | None = None,
@@ -32,6 +33,7 @@ def statistics(
     steps as fit, drawn uniformly without replacement by `gen` (default: seed 0).
 
     Args:
+        keys: the features wanted; all of them when None.
         advance: called with the number of rows after each block, for a progress bar.
 
     Raises:
@@ -40,8 +42,13 @@ def statistics(
     gen = gen or np.random.default_rng(0)
     result = {}
     for key, feature in features(store.spec).items():
+        if keys is not None and key not in keys:
+            continue
         if feature.kind == "image":
-            result[key] = _image_statistics(blocks(store, key, advance), feature)
+            counts = ImageCounts(feature.shape[-1])
+            for _, block in blocks(store, key, advance):
+                counts.add(block)
+            result[key] = counts.stats()
         else:
             result[key] = _state_statistics(store, key, feature, gen, exact_bytes, advance)
     return result
@@ -49,13 +56,40 @@ def statistics(
 
 def blocks(store: EpisodeStore, key: str, advance: Callable[[int], None] | None = None) -> Iterator[tuple[int, np.ndarray]]:
     """(first step, array of the steps from there) over the whole store, some 16 MiB at a time."""
-    feature, steps = features(store.spec)[key], int(store.ends[-1])
-    rows = max(1, BLOCK_BYTES // (feature.dtype.itemsize * int(np.prod(feature.shape))))
+    rows, steps = block_rows(features(store.spec)[key]), int(store.ends[-1])
     for start in range(0, steps, rows):
         stop = min(start + rows, steps)
         yield start, store.read(key, start, stop)
         if advance is not None:
             advance(stop - start)
+
+
+def block_rows(feature: Feature) -> int:
+    """How many steps of a feature are read at a time."""
+    return max(1, BLOCK_BYTES // (feature.dtype.itemsize * int(np.prod(feature.shape))))
+
+
+class ImageCounts:
+    """How often each value, from 0 to 255, came in each channel of a camera's frames: their statistics are exact from that."""
+
+    def __init__(self, channels: int) -> None:
+        self.counts, self.steps = np.zeros((channels, 256), np.int64), 0
+
+    def add(self, frames: UInt8[np.ndarray, "steps height width channels"]) -> None:
+        self.steps += len(frames)
+        for channel in range(len(self.counts)):
+            self.counts[channel] += np.bincount(frames[..., channel].ravel(), minlength=256)
+
+    def merge(self, other: ImageCounts) -> None:
+        self.counts, self.steps = self.counts + other.counts, self.steps + other.steps
+
+    def stats(self) -> Stats:
+        values, total = np.arange(256.0), int(self.counts[0].sum())
+        mean = self.counts @ values / total
+        std = np.sqrt((self.counts * (values - mean[:, None]) ** 2).sum(1) / total)
+        return _stats(
+            mean, std, *(_percentile(self.counts, share, total) for share in (0.0, 1.0, *PERCENTILES)), count=self.steps
+        )
 
 
 def _state_statistics(
@@ -101,20 +135,6 @@ def _check_finite(store: EpisodeStore, key: str, start: int, rows: np.ndarray) -
         f"{store.path}: '{key}' is {rows[row, dim]} in episode {episode} at step {step}, dimension {dim}: "
         f"a policy cannot be trained on it. Repair or remove the episode."
     )
-
-
-def _image_statistics(blocks: Iterator[tuple[int, np.ndarray]], feature: Feature) -> Stats:
-    channels, steps = feature.shape[-1], 0
-    counts = np.zeros((channels, 256), np.int64)
-    for _, block in blocks:
-        steps += len(block)
-        for channel in range(channels):
-            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
-    values, total = np.arange(256.0), int(counts[0].sum())
-    mean = counts @ values / total
-    std = np.sqrt((counts * (values - mean[:, None]) ** 2).sum(1) / total)
-    low, high, q01, q99 = (_percentile(counts, share, total) for share in (0.0, 1.0, *PERCENTILES))
-    return _stats(mean, std, low, high, q01, q99, steps)
 
 
 def _percentile(counts: Int64[np.ndarray, "channels values"], share: float, total: int) -> Float64[np.ndarray, "channels"]:

@@ -44,6 +44,7 @@ class Windows:
             )
         self.store, self.chunk, self.history = store, chunk, history
         self.keys = tuple(store.spec.observations if keys is None else keys)
+        self._episodes = episodes
         self._first = starts(store.ends)[episodes]
         self._last = store.ends[episodes] - 1
         self._text = store.text[episodes]
@@ -68,6 +69,11 @@ class Windows:
         actions = torch.from_numpy(self.store.gather(ACTION, np.minimum(future, last)))
         texts, text = self._texts(episode) if self.store.spec.language else ((), None)
         return Batch(Observation(values, texts, text), actions, torch.from_numpy(future <= last))
+
+    def groups(self, label: Int64[np.ndarray, "episodes"]) -> list[Int64[np.ndarray, "_"]]:
+        """The windows, sorted by what `label` says of their episodes (one number from 0 on for each of the store's)."""
+        found = np.repeat(label[self._episodes], self._last - self._first + 1)
+        return [np.flatnonzero(found == index) for index in range(int(label.max()) + 1)]
 
     def _texts(self, episode: Int64[np.ndarray, "batch"]) -> tuple[tuple[str, ...], torch.Tensor]:
         known, text = np.unique(self._text[episode], return_inverse=True)

@@ -26,6 +26,9 @@ class PlanningConfig:
 
     run: str | None = field(default=None, metadata={"help": "a run or a checkpoint; none with server="})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(
+        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
+    )
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
@@ -47,7 +50,7 @@ class PlanningConfig:
             if self.token is not None:
                 raise UsageError("token= is a server's: give server= with it")
             return
-        usual = {"ema": True, "device": "auto", "compile": False, "threads": None, "inference": None}
+        usual = {"ema": True, "frame": None, "device": "auto", "compile": False, "threads": None, "inference": None}
         changed = [name for name, value in usual.items() if getattr(self, name) != value]
         changed += [f"decode.{name}" for name in self.decode.given()]
         if changed:
@@ -83,9 +86,12 @@ class Load:
     decode: Mapping[str, Any]
     seed: int
     compile: bool = False
+    frame: str | None = None
 
     def __call__(self) -> tuple[PolicyPlanner, dict[str, Any]]:
-        policy = load_policy(self.checkpoint, ema=self.ema, device=self.device, decode=self.decode, compile=self.compile)
+        policy = load_policy(
+            self.checkpoint, ema=self.ema, device=self.device, decode=self.decode, compile=self.compile, frame=self.frame
+        )
         which = identity(policy, self.checkpoint, self.ema)
         about = {
             "served": Served.of(policy, which["sha256"]).to_message(),
@@ -109,7 +115,7 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
             yield Planning(inference, served, {**which, "server": config.server}, {}, {"kind": "server", "seed": None})
         return
     assert config.run is not None
-    load = Load(resolve(config.run), config.ema, config.device, config.decode.given(), seed, config.compile)
+    load = Load(resolve(config.run), config.ema, config.device, config.decode.given(), seed, config.compile, config.frame)
     kind, threads = config.inference or KINDS[0], config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if kind == "thread":
         planner, about = load()
@@ -118,7 +124,7 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
         inference = ProcessInference(load, threads=threads)
         about = _waited(inference)
     with closing(inference):
-        again = ("ema", "device", "decode", "seed", "compile")
+        again = ("ema", "device", "decode", "seed", "compile", "frame")
         repeat = {"kind": kind, "threads": threads, **{key: getattr(load, key) for key in again}}
         decode = {**about["decode"], "threads": threads}
         which = dict(about["policy"])

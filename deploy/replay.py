@@ -158,7 +158,8 @@ def _planner(settings: Settings, header: Mapping[str, Any]) -> Planner:
         raise KinoiseError("the plans of this trace came from a server, whose noise is not in it: replay without run=")
     checkpoint = resolve(settings.run)
     compiled = made.get("compile", False)  # which rounds differently
-    policy = load_policy(checkpoint, ema=made["ema"], device=settings.device, decode=made["decode"], compile=compiled)
+    loading = {"device": settings.device, "decode": made["decode"], "compile": compiled, "frame": made.get("frame")}
+    policy = load_policy(checkpoint, ema=made["ema"], **loading)
     mine, theirs = identity(policy, checkpoint, made["ema"])["sha256"], made["sha256"]
     if mine != theirs:
         raise KinoiseError(f"run={settings.run} has the weights {mine[:12]}, the trace those of {str(theirs)[:12]}")

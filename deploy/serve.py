@@ -49,6 +49,9 @@ class Settings:
     wait_ms: float = field(default=2.0, metadata={"help": "that a question waits for others, where there are several clients"})
     seed: int = field(default=0, metadata={"help": "noise is a function of it and of the connection's number"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(
+        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
+    )
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; its own number if null"})
@@ -93,7 +96,12 @@ def main(argv: Sequence[str]) -> int:
     settings = parse("serve", Settings, argv, positional="run", about=ABOUT)
     checkpoint = resolve(settings.run)
     policy = load_policy(
-        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), compile=settings.compile
+        checkpoint,
+        ema=settings.ema,
+        device=settings.device,
+        decode=settings.decode.given(),
+        compile=settings.compile,
+        frame=settings.frame,
     )
     served = Served.of(policy, identity(policy, checkpoint, settings.ema)["sha256"])
     for rows in range(1, settings.batch + 1) if settings.compile else {1, settings.batch}:

@@ -45,6 +45,9 @@ class Settings:
     video: int = field(default=0, metadata={"help": "episodes of each task to record"})
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(
+        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
+    )
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
@@ -65,7 +68,12 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     checkpoint = resolve(settings.run)
     policy = load_policy(
-        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), compile=settings.compile
+        checkpoint,
+        ema=settings.ema,
+        device=settings.device,
+        decode=settings.decode.given(),
+        compile=settings.compile,
+        frame=settings.frame,
     )
     result = evaluate(
         policy,

@@ -24,8 +24,9 @@ CURVES = (
     ("Learning rate", {"lr": "learning rate"}),
     ("Updates per second", {"steps_per_s": "updates per second"}),
     ("Gradient norm", {"grad_norm": "before clipping"}),
+    ("Waiting for data", {"data_wait": "share of the time"}),
 )
-LINEAR = {"lr", "steps_per_s"}
+LINEAR = {"lr", "steps_per_s", "data_wait"}
 UNDRAWN = {"step", "elapsed_s", "loss"}
 # Fewer points than FEW are drawn each; a scale is logarithmic when values differ by more than a factor of WIDE.
 FEW, WIDE = 30, 8

@@ -27,6 +27,10 @@ SIMULATED = 0.5
 """The share of training samples without a simulated delay, where it is simulated at all: a first plan has nothing to go on."""
 
 
+Frame = tuple[Spec, Mapping[str, Stats]]
+"""Another robot that a policy learnt from: what it observes and commands, and the policy's statistics in its numbers."""
+
+
 @dataclass
 class PolicyConfig:
     """What all policies' settings share."""
@@ -71,6 +75,10 @@ class Policy(nn.Module, ABC):
         stats: of each observation in `spec` and of `action`; the normalisation that goes with the weights.
         texts: the instructions of the training data.
 
+    Attributes:
+        frames: by name, the robots whose numbers were laid over each other in training; {} where all have the same.
+        frame: the one whose numbers `spec` and `stats` are in; None: the first's, or everyone's.
+
     Raises:
         KinoiseError: an observation that the data lack, or statistics that are missing.
     """
@@ -86,6 +94,8 @@ class Policy(nn.Module, ABC):
         if absent:
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
+        self.frames: Mapping[str, Frame] = {}
+        self.frame: str | None = None
         self._recorder: Recorder | None = None
         self._graphs: Graphs | None = None
 

@@ -1,6 +1,6 @@
 """A policy on disk: weights as safetensors, everything else as JSON. Enough, alone, to evaluate or deploy.
 
-config.json   {"format", "kinoise", "policy": settings, "spec", "stats", "texts"}
+config.json   {"format", "kinoise", "policy": settings, "spec", "stats", "texts", "frames": {name: {"spec", "stats"}}}
 model.safetensors, ema.safetensors   the same keys, as trained and as averaged
 """
 
@@ -24,11 +24,11 @@ from ..config import UsageError
 from ..files import read_json, write_file, write_json
 from ..spec import KinoiseError, Spec, Stats
 from . import POLICIES, build_policy
-from .base import Policy, PolicyConfig
+from .base import Frame, Policy, PolicyConfig
 from .caching import check_fit
 
 FORMAT = 1
-SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list}
+SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict}
 DEVICES = ("cpu", "cuda")
 
 
@@ -47,6 +47,13 @@ def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> N
             "spec": policy.spec.to_json(),
             "stats": {key: item.to_json() for key, item in policy.stats.items()},
             "texts": list(policy.texts),
+            "frames": {
+                name: {
+                    "spec": spec.select(policy.spec.observations).to_json(),
+                    "stats": {key: stats[key].to_json() for key in policy.stats},
+                }
+                for name, (spec, stats) in policy.frames.items()
+            },
         },
     )
 
@@ -58,6 +65,7 @@ def load_policy(
     device: str = "auto",
     decode: Mapping[str, Any] | None = None,
     compile: bool = False,
+    frame: str | None = None,
 ) -> Policy:
     """The policy in eval mode.
 
@@ -67,9 +75,11 @@ def load_policy(
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is a GPU where there is one.
         decode: settings laid over the checkpoint's own `decode`.
         compile: see `Policy.compiled`.
+        frame: the robot that it shall work for, by the name of its data set, where each was normalised by its own numbers;
+            None is the first.
 
     Raises:
-        UsageError: a device that isn't there, a setting of `decode` that the policy doesn't have.
+        UsageError: a device that isn't there, a setting of `decode` that the policy doesn't have, a frame likewise.
         KinoiseError: nothing there, a file cut short, unknown settings, weights that don't fit (every key listed), or a
             cache's schedule that was fitted to others.
     """
@@ -81,16 +91,29 @@ def load_policy(
         raise KinoiseError(
             f"{config_path}: expected format {FORMAT}, which kinoise {__version__} reads. Take a checkpoint that it wrote."
         )
+    value.setdefault("frames", {})  # which a checkpoint from before there were any lacks
     absent = [key for key, kind in SECTIONS.items() if not isinstance(value.get(key), kind)]
     if absent:
         raise KinoiseError(f"{config_path}: {absent} are missing or damaged. Take a checkpoint that kinoise wrote.")
     config = policy_config(value["policy"], decode or {}, config_path)
-    stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
-    policy = build_policy(config, Spec.from_json(value["spec"]), stats, tuple(value["texts"]))
+    frames = {name: _frame(item, config_path) for name, item in value["frames"].items()}
+    if frame is not None and frame not in frames:
+        known = f"one of {', '.join(frames)}" if frames else "none: its data sets were not normalised each by its own numbers"
+        raise UsageError(f"frame={frame}: {directory} has {known}")
+    spec, stats = _frame(value, config_path) if frame is None else frames[frame]
+    policy = build_policy(config, spec, stats, tuple(value["texts"]))
+    policy.frames, policy.frame = frames, frame
     _load_weights(policy, weights_path(directory, ema))
     check_fit(policy.config.decode, policy)
     policy = policy.to(device).eval()
     return policy.compiled() if compile else policy
+
+
+def _frame(value: Any, path: Path) -> Frame:
+    try:
+        return Spec.from_json(value["spec"]), {key: Stats.from_json(item) for key, item in value["stats"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise KinoiseError(f"{path}: a frame is damaged ({error!r}). Take a checkpoint that kinoise wrote.") from error
 
 
 def resolve(path: Path | str) -> Path:
@@ -118,6 +141,7 @@ def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> dict[
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "sha256": None if checkpoint is None else sha256(weights_path(checkpoint, ema)),
         "parameters": policy.parameter_count,
+        **({} if policy.frame is None else {"frame": policy.frame}),
     }
 
 

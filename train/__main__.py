@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +15,11 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from ..config import UsageError, parse
-from ..data import FORMATS, EpisodeStore, open_store
+from ..data import FORMATS, EpisodeStore, Reading, open_store
 from ..data.base import ACTION
+from ..data.cache import mapped
+from ..data.measured import measured
+from ..data.mixture import Mixture
 from ..data.windows import Windows
 from ..policies import build_policy, choices
 from ..policies.base import Policy
@@ -48,9 +51,12 @@ def main(argv: Sequence[str]) -> int:
     )
     accelerator = make_accelerator(settings.train)
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
-    run, store = RunDirectory(Path(settings.out), settings.train.keep), open_store(settings.data)
+    reading = Reading(format=settings.format, filter=settings.filter, rate=settings.rate)
+    run, store = RunDirectory(Path(settings.out), settings.train.keep), open_store(settings.data, reading)
+    cache = Path(settings.out).absolute().parent / "cache" if settings.cache is None else Path(settings.cache)
     with run.claimed(settings.resume) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
+        store = measured(mapped(store, cache, console=console), cache)
         state = run.newest()
         if state is None:
             if settings.resume:
@@ -61,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
             console.print(f"{run.path}: going on after update {state.step}", highlight=False, soft_wrap=True)
         session = make_session(settings, run, state, store, accelerator, console)
         run.summary.unlink(missing_ok=True)
-        return session.train()
+        with closing(session.trainer):
+            return session.train()
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -119,6 +126,9 @@ def make_session(
     if state is None:
         for remark in policy.remarks(torch.tensor(store.read(ACTION, 0, int(store.ends[-1])))):
             console.print(f"note: {remark}", highlight=False, soft_wrap=True)
+    if config.augment.shift and getattr(getattr(policy.config, "encoder", None), "shift", 0):
+        remark = "train.augment.shift and policy.encoder.shift both move the pictures: set one of them to 0"
+        console.print(f"note: {remark}", highlight=False, soft_wrap=True)
     trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
     if state is not None:
         ema = run.ema(state.step) if config.ema else {}
@@ -130,13 +140,18 @@ def make_session(
 
 def build(settings: Settings, store: EpisodeStore) -> Policy:
     """The policy before its first update. Raises KinoiseError for NaN in the data and for data that it can't take."""
-    return build_policy(settings.policy, store.spec, store.stats(), store.texts, settings.seed)
+    policy = build_policy(settings.policy, store.spec, store.stats(), store.texts, settings.seed)
+    if isinstance(store, Mixture):
+        policy.frames = store.frames()
+    return policy
 
 
 def fingerprint(store: EpisodeStore) -> str:
     """Changes when the demonstrations do, without reading them all: spec, episodes, instructions and some of the steps."""
     digest = hashlib.sha256(json.dumps([store.spec.to_json(), store.texts]).encode())
     digest.update(store.ends.tobytes() + store.text.tobytes())
+    if isinstance(store, Mixture):  # what the file says and the steps don't show
+        digest.update(json.dumps([store.names, store.weights, store.recipe.normalise]).encode())
     probes = np.linspace(0, int(store.ends[-1]) - 1, PROBES).astype(np.int64)
     for key in store.keys:
         digest.update(store.gather(key, probes).tobytes())

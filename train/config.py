@@ -10,15 +10,17 @@ from omegaconf import MISSING
 
 from ..config import UsageError, check_seed, flat
 from ..policies import POLICIES
+from .augment import AugmentConfig
 
 PRECISIONS = ("auto", "no", "bf16")
 DEVICES = ("auto", "cpu")
 
 # What watches a run without touching its weights. Where the data lie is free too: what they are is compared instead.
-FREE = {"data", "out", "resume", "env"} | {
+FREE = {"data", "format", "filter", "rate", "cache", "out", "resume", "env"} | {
     f"train.{name}"
     for name in (
         *("steps", "log_every", "save_every", "keep", "validate_every", "eval_every", "eval_episodes", "tensorboard", "wandb"),
+        "prefetch",
     )
 }
 
@@ -42,6 +44,8 @@ class TrainConfig:
     precision: str = field(
         default="auto", metadata={"help": f"one of {', '.join(PRECISIONS)}; auto is bf16 where a GPU has it"}
     )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prefetch: int = field(default=1, metadata={"help": "batches made ahead by a thread while the network learns; 0 is none"})
     compile: bool = field(default=False, metadata={"help": "torch.compile the loss; pays on a GPU after a minute"})
     log_every: int = field(default=50, metadata={"help": "updates between lines of metrics.jsonl"})
     save_every: int = field(default=1000, metadata={"help": "updates between checkpoints; the last is always saved"})
@@ -56,7 +60,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._expect("at least 1", lambda value: value >= 1, "steps", "batch_size", "log_every", "save_every", "keep")
         self._expect("at least 1", lambda value: value >= 1, "validate_every", "eval_episodes")
-        self._expect("at least 0", lambda value: value >= 0, "warmup", "weight_decay", "clip", "eval_every")
+        self._expect("at least 0", lambda value: value >= 0, "warmup", "weight_decay", "clip", "eval_every", "prefetch")
         self._expect("above 0", lambda value: value > 0, "lr", "ema_power")
         self._expect("from 0 to 1", lambda value: 0 <= value <= 1, "floor", "ema_max")
         self._expect("from 0 to below 1", lambda value: 0 <= value < 1, "validation")
@@ -78,6 +82,10 @@ class Settings:
     policy: Any = MISSING
     data: str = field(default=MISSING, metadata={"help": "demonstrations to learn from"})
     out: str = field(default=MISSING, metadata={"help": "directory of the run"})
+    format: str | None = field(default=None, metadata={"help": "of data, when it is not recognised"})
+    filter: str | None = field(default=None, metadata={"help": "the subset of episodes to learn from, by its name in data"})
+    rate: float | None = field(default=None, metadata={"help": "control steps per second, where data doesn't say or is wrong"})
+    cache: str | None = field(default=None, metadata={"help": "folder of decoded copies of data; none is `cache` beside out"})
     seed: int = field(default=0, metadata={"help": "initial weights, order of the data and noise are functions of it"})
     resume: bool = field(default=False, metadata={"help": "go on from the newest checkpoint in out, if there is one"})
     env: str | None = field(default=None, metadata={"help": "where train.eval_every evaluates"})

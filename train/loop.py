@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -12,11 +13,13 @@ from ..data.windows import Windows
 from ..policies.base import Policy
 from ..policies.core.random import Gen, move
 from ..spec import Batch, Observation
+from .augment import AugmentConfig, augment
 from .config import TrainConfig
 from .ema import Ema
 from .meter import Meter
 from .optimizer import learning_rate, load_optimizer_state, make_optimizer, optimizer_state, trained
-from .order import Order
+from .order import Order, make_order
+from .prefetch import Prefetch
 
 
 class Objective(nn.Module):
@@ -36,7 +39,7 @@ class Trainer:
     """A policy, its optimiser and its average, which move together from update to update.
 
     Update n is a function of the weights, the optimiser's state and (seed, n) alone. Nothing in it waits for the device, where
-    the numbers stay until `meter` is asked.
+    the numbers stay until `meter` is asked. A thread makes the next batch meanwhile: `close` ends it, as does the last update.
 
     Args:
         policy: moved to the accelerator's device; its weights are the start.
@@ -55,16 +58,18 @@ class Trainer:
         self.parameters = trained(self.policy)
         self.optimizer = make_optimizer(self.policy, config)
         self.ema = Ema(self.parameters, config.ema_power, config.ema_max) if config.ema else None
-        self.order = Order(len(windows), config.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+        self.order = make_order(windows, config.batch_size, seed, accelerator.process_index, accelerator.num_processes)
         self.windows, self.meter, self.step = windows, Meter(accelerator, remedy), 0
+        make = batches(windows, self.order, config.augment, accelerator.device)
+        self.prefetch = Prefetch(make, config.prefetch, config.steps)
         self._live = list(self.parameters.values())
 
     def update(self) -> None:
         """One update of the weights."""
-        batch = to_device(self.windows.batch(self.order.indices(self.step)), self.accelerator.device)
+        batch, gen = self.prefetch.take(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step)
-        loss, parts = self.objective(batch, self.order.noise(self.step))
+        loss, parts = self.objective(batch, gen)
         self.accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(self._live, self.config.clip or float("inf"))
         self.optimizer.step()
@@ -73,6 +78,9 @@ class Trainer:
             self.ema.update(self.step)
         self.step += 1
         self.meter.add({"loss": loss, **parts, "grad_norm": norm})
+
+    def close(self) -> None:
+        self.prefetch.close()
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -90,6 +98,19 @@ class Trainer:
         load_optimizer_state(self.optimizer, self.parameters, optimizer)
         if self.ema is not None:
             self.ema.load(ema)
+
+
+def batches(
+    windows: Windows, order: Order, config: AugmentConfig, device: torch.device
+) -> Callable[[int], tuple[Batch, torch.Generator]]:
+    """What makes an update's batch, on `device`, and the generator of its noise: functions of the update alone."""
+
+    def make(step: int) -> tuple[Batch, torch.Generator]:
+        gen = order.noise(step)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # a new thread's device is the first
+            return augment(to_device(windows.batch(order.indices(step)), device), config, gen), gen
+
+    return make
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -5,13 +5,22 @@ Nothing here has a state that a checkpoint would have to carry, so a resumed run
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 
+from ..data.mixture import Mixture
+from ..data.windows import Windows
+from ..spec import KinoiseError
+
 ORDER, NOISE, HELD_OUT, VALIDATION = range(4)
+CYCLE = 10_000
+"""The longest cycle in which shares are exact."""
 
 
 def numbers(seed: int, stream: int, *key: int) -> np.random.Generator:
@@ -42,8 +51,7 @@ class Order:
     def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
         """The windows of update `step`, counted from 0."""
         first = step * self.batch_size + self.rank * self.share
-        epochs, places = np.divmod(np.arange(first, first + self.share), self.windows)
-        return np.concatenate([self._epoch(n)[places[epochs == n]] for n in range(int(epochs[0]), int(epochs[-1]) + 1)])
+        return _taken(np.arange(first, first + self.share), self.windows, self._epoch)
 
     def noise(self, step: int) -> torch.Generator:
         """Everything random in update `step` comes from this."""
@@ -51,3 +59,104 @@ class Order:
 
     def _permutation(self, epoch: int) -> Int64[np.ndarray, "windows"]:
         return numbers(self.seed, ORDER, epoch).permutation(self.windows)
+
+
+class MixedOrder(Order):
+    """Several groups of windows, each in endless epochs of its own, in fixed proportions.
+
+    The places of all batches, laid end to end, are dealt to the groups in cycles: with weights 3 and 1, three of four places
+    are the first group's, in every cycle of four. Within a cycle a group's places are spread evenly: any batch is less than two
+    places away from each group's share. A small group with a large weight is seen more often, a large one with a small weight
+    less, and nothing of either is left out or repeated before its epoch ends.
+
+    Args:
+        groups: the windows of each, at least one.
+        weights: of each, above 0.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Int64[np.ndarray, "_"]],
+        weights: Sequence[float],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        super().__init__(sum(map(len, groups)), batch_size, seed, rank, processes)
+        self.groups, self.quotas = groups, quotas(weights)
+        self._cycle, self._before = _dealt(self.quotas)
+        self._epochs = lru_cache(2 * len(groups))(self._shuffled)
+
+    def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
+        first = step * self.batch_size + self.rank * self.share
+        cycles, places = np.divmod(np.arange(first, first + self.share), len(self._cycle))
+        owner = self._cycle[places]
+        # How many places a group was dealt before each of its own, since the first update.
+        turns = cycles * self.quotas[owner] + self._before[places]
+        result = np.empty(self.share, np.int64)
+        for index, group in enumerate(self.groups):
+            mine = owner == index
+            if mine.any():
+                result[mine] = _taken(turns[mine], len(group), lambda epoch, index=index: self._epochs(index, epoch))
+        return result
+
+    def _shuffled(self, index: int, epoch: int) -> Int64[np.ndarray, "_"]:
+        return self.groups[index][numbers(self.seed, ORDER, epoch, index).permutation(len(self.groups[index]))]
+
+
+def make_order(windows: Windows, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> Order:
+    """The order of a store's windows: by its weights, where it is a mixture that has them.
+
+    Raises KinoiseError when a member has a weight and no window, since all its episodes are held out.
+    """
+    store = windows.store
+    if not isinstance(store, Mixture) or store.weights is None:
+        return Order(len(windows), batch_size, seed, rank, processes)
+    groups = windows.groups(store.member)
+    empty = [name for name, group in zip(store.names, groups, strict=True) if not len(group)]
+    if empty:
+        raise KinoiseError(
+            f"{store.path}: every episode of {', '.join(empty)} is held out by train.validation, so nothing of it is left to "
+            f"learn from. Take a smaller share, or another seed."
+        )
+    return MixedOrder(groups, store.weights, batch_size, seed, rank, processes)
+
+
+def quotas(weights: Sequence[float]) -> Int64[np.ndarray, "groups"]:
+    """Places in a cycle for each weight: the smallest whole numbers in the same proportions as the weights' decimals.
+
+    A cycle has at most `CYCLE` places; proportions that need more are rounded to that many, at least one for each.
+    """
+    parts = [Fraction(str(weight)) for weight in weights]
+    whole = [int(part * math.lcm(*(part.denominator for part in parts))) for part in parts]
+    whole = [item // math.gcd(*whole) for item in whole]
+    if sum(whole) <= CYCLE:
+        return np.array(whole, np.int64)
+    exact = [Fraction(item * CYCLE, sum(whole)) for item in whole]
+    return np.array([max(1, round(item)) for item in exact], np.int64)
+
+
+def _dealt(quotas: Int64[np.ndarray, "groups"]) -> tuple[Int64[np.ndarray, "places"], Int64[np.ndarray, "places"]]:
+    """For each place of a cycle whose it is, and how many the same group has before it.
+
+    No beginning of a cycle is a whole place away from any group's share, which is always possible (Tijdeman 1980, The chairman
+    assignment problem): a group's nth turn comes where its share of the places begins to exceed n - 1, and of those that may
+    come, the one goes first whose share will be n the soonest. Any stretch of places is then less than two away.
+    """
+    places = int(quotas.sum())
+    owner, before, dealt = np.empty(places, np.int64), np.empty(places, np.int64), np.zeros(len(quotas), np.int64)
+    for place in range(places):
+        due = np.where(dealt * places < quotas * (place + 1), (dealt + 1) / quotas, np.inf)
+        chosen = int(due.argmin())
+        owner[place], before[place] = chosen, dealt[chosen]
+        dealt[chosen] += 1
+    return owner, before
+
+
+def _taken(
+    places: Int64[np.ndarray, "batch"], windows: int, epoch: Callable[[int], Int64[np.ndarray, "windows"]]
+) -> Int64[np.ndarray, "batch"]:
+    """What lies at these places, one after the other, of the epochs laid end to end."""
+    epochs, within = np.divmod(places, windows)
+    return np.concatenate([epoch(n)[within[epochs == n]] for n in range(int(epochs[0]), int(epochs[-1]) + 1)])

@@ -59,7 +59,7 @@ class Session:
         self._stop = Stop(enabled=trainer.accelerator.num_processes == 1)
         self._saved = self._logged = trainer.step
         self._began = time.perf_counter() - elapsed_s
-        self._window = time.perf_counter()
+        self._window, self._waited = time.perf_counter(), 0.0
 
     @property
     def elapsed_s(self) -> float:
@@ -118,7 +118,9 @@ class Session:
         if not values:
             return
         values["lr"] = learning_rate(self.config, trainer.step - 1)
-        values["steps_per_s"] = (trainer.step - self._logged) / (time.perf_counter() - self._window)
+        spent, waited = time.perf_counter() - self._window, trainer.prefetch.waited
+        values["steps_per_s"] = (trainer.step - self._logged) / spent
+        values["data_wait"] = (waited - self._waited) / spent
         values["elapsed_s"] = self.elapsed_s
         if validating and self.validation is not None:
             with self._aside():
@@ -127,7 +129,7 @@ class Session:
             tracker.log(trainer.step, values)
         self._display.update(trainer.step, values["loss"])
         trainer.meter.clear()
-        self._logged, self._window = trainer.step, time.perf_counter()
+        self._logged, self._window, self._waited = trainer.step, time.perf_counter(), waited
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,3 +103,26 @@ def make(task: str, *, render: bool = False) -> LineWorld:
 def make_slow(task: str, *, render: bool = False) -> LineWorld:
     """Takes random times, which nothing may depend on."""
     return LineWorld(task, render=render, jitter=0.004)
+
+
+class CentimetreWorld(LineWorld):
+    """The same world, whose robot counts in centimetres from a place one metre to the left."""
+
+    def __init__(self, task: str, *, render: bool = False) -> None:
+        super().__init__(task, render=render)
+        self.spec = replace(
+            SPEC,
+            observations={**SPEC.observations, "state": replace(SPEC.observations["state"], unit=("cm", "cm", "1"))},
+            action=Feature((1,), low=(-10.0,), high=(10.0,)),
+        )
+
+    def step(self, action: np.ndarray):
+        return super().step(action / 100)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        found = super()._observation()
+        return {**found, "state": found["state"] * np.float32([100, 100, 1]) + np.float32([100, 100, 0])}
+
+
+def make_centimetres(task: str, *, render: bool = False) -> CentimetreWorld:
+    return CentimetreWorld(task, render=render)

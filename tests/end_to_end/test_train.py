@@ -29,6 +29,7 @@ from kinoise.policies.checkpoint import load_policy
 from kinoise.spec import Feature, KinoiseError, Spec
 from kinoise.train import trackers
 from kinoise.train.__main__ import main
+from kinoise.train.augment import AugmentConfig
 from kinoise.train.checkpoint import RunDirectory
 from kinoise.train.config import TrainConfig
 from safetensors.torch import load_file
@@ -69,7 +70,8 @@ def records(out: Path) -> list[dict[str, Any]]:
 
 
 def untimed(out: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in item.items() if key not in ("steps_per_s", "elapsed_s")} for item in records(out)]
+    timed = ("steps_per_s", "elapsed_s", "data_wait")
+    return [{key: value for key, value in item.items() if key not in timed} for item in records(out)]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_layout(whole: Path, data: Path) -> None:
     assert (whole / "checkpoints" / "last").readlink() == Path("6")
     assert all((whole / "checkpoints" / "6" / name).is_file() for name in [*CHECKPOINT, "training_state/state.json"])
     assert [item["step"] for item in records(whole)] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "lr", "grad_norm", "steps_per_s", "elapsed_s"} <= records(whole)[0].keys()
+    assert {"loss", "lr", "grad_norm", "steps_per_s", "data_wait", "elapsed_s"} <= records(whole)[0].keys()
     summary = json.loads((whole / "train.json").read_text())
     assert {"config", "parameters", "wall_s", "steps_per_s", "versions", "commit", "machine"} <= summary.keys()
     assert summary["parameters"] == load_policy(whole).parameter_count
@@ -367,7 +369,9 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0
-    assert all(f"train.{item.name} " in shown for item in fields(TrainConfig))
+    nested = {"augment": [f"augment.{item.name}" for item in fields(AugmentConfig)]}
+    names = [name for item in fields(TrainConfig) for name in nested.get(item.name, [item.name])]
+    assert all(f"train.{name} " in shown for name in names)
     assert all(f"  {name}" in shown for name in choices())
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kinoise.train.config import TrainConfig
 from kinoise.train.optimizer import learning_rate
-from kinoise.train.order import NOISE, ORDER, Order, generator
+from kinoise.train.order import CYCLE, NOISE, ORDER, MixedOrder, Order, generator, quotas
 
 WINDOWS, BATCH = st.integers(1, 60), st.integers(1, 40)
 
@@ -36,6 +36,71 @@ def test_processes_share_the_batch(windows: int, share: int, processes: int, ste
     whole = Order(windows, share * processes, 1).indices(step)
     parts = [Order(windows, share * processes, 1, rank, processes).indices(step) for rank in range(processes)]
     assert np.array_equal(np.concatenate(parts), whole)
+
+
+SIZES, WEIGHTS = st.lists(st.integers(1, 12), min_size=1, max_size=4), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 7.0])
+
+
+def mixed(sizes: list[int], weights: list[float], *rest: int) -> MixedOrder:
+    groups = np.split(np.random.default_rng(0).permutation(sum(sizes)), np.cumsum(sizes)[:-1])
+    return MixedOrder(groups, weights, *rest)
+
+
+@given(SIZES, st.data(), BATCH, st.integers(0, 2**31))
+def test_shares_are_exact_over_every_cycle_and_groups_have_epochs_of_their_own(
+    sizes: list[int], data: st.DataObject, batch: int, seed: int
+) -> None:
+    weights = [data.draw(WEIGHTS) for _ in sizes]
+    order = mixed(sizes, weights, batch, seed)
+    cycle = int(order.quotas.sum())
+    seen = np.concatenate([order.indices(step) for step in range(-(-3 * cycle // batch))])
+    counts = np.array([[np.isin(part, group).sum() for group in order.groups] for part in seen[: 3 * cycle].reshape(3, cycle)])
+    assert (counts == order.quotas).all()
+    np.testing.assert_allclose(order.quotas / cycle, np.array(weights) / sum(weights))
+    for group in order.groups:
+        own = seen[np.isin(seen, group)]
+        for epoch in range(len(own) // len(group)):
+            assert sorted(own[epoch * len(group) : (epoch + 1) * len(group)]) == sorted(group)
+
+
+@given(SIZES, st.data(), st.lists(st.integers(0, 500), min_size=1, max_size=6))
+def test_mixed_order_has_no_memory_and_processes_share_its_batches(
+    sizes: list[int], data: st.DataObject, steps: list[int]
+) -> None:
+    weights = [data.draw(WEIGHTS) for _ in sizes]
+    used = mixed(sizes, weights, 12, 5)
+    for step in steps:
+        whole = used.indices(step)
+        assert np.array_equal(whole, mixed(sizes, weights, 12, 5).indices(step))
+        parts = [mixed(sizes, weights, 12, 5, rank, 3).indices(step) for rank in range(3)]
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+@given(st.lists(WEIGHTS, min_size=2, max_size=4), st.integers(0, 300), BATCH)
+def test_every_batch_holds_its_share_but_for_a_place_or_two(weights: list[float], step: int, batch: int) -> None:
+    order = mixed([5] * len(weights), weights, batch, 0)
+    found = order.indices(step)
+    for group, quota in zip(order.groups, order.quotas, strict=True):
+        assert abs(np.isin(found, group).sum() - batch * quota / order.quotas.sum()) < 2
+
+
+def test_quotas_are_the_smallest_whole_numbers() -> None:
+    assert quotas([3.0, 1.0]).tolist() == [3, 1]
+    assert quotas([0.2, 0.3, 0.5]).tolist() == [2, 3, 5]
+    assert quotas([1e-3, 2e-3]).tolist() == [1, 2]
+    assert quotas([4.0]).tolist() == [1]
+    rounded = quotas([0.123456789, 1e-9, 1.0])
+    assert rounded.min() == 1
+    assert rounded.sum() == pytest.approx(CYCLE, abs=2)
+    assert rounded[0] / rounded[2] == pytest.approx(0.123456789, abs=2 / CYCLE)
+
+
+def test_seeds_and_groups_shuffle_apart() -> None:
+    order = MixedOrder([np.arange(100), np.arange(100, 200)], [1.0, 1.0], 200, 0)
+    first = order.indices(0)
+    assert not np.array_equal(first[first < 100], first[first >= 100] - 100)
+    assert not np.array_equal(first, order.indices(1))
+    assert not np.array_equal(first, MixedOrder(order.groups, [1.0, 1.0], 200, 1).indices(0))
 
 
 def test_epochs_seeds_updates_ranks_and_streams_differ() -> None:
