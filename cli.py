@@ -11,10 +11,10 @@ from . import __version__
 
 COMMANDS = {
     "collect": (".eval.collect", "scripted demonstrations from a simulator"),
-    "inspect": (".data.inspect", "what a data set holds, and what is wrong with it"),
+    "inspect": (".data.inspection.inspect", "what a data set holds, and what is wrong with it"),
     "convert": (".data.convert", "a data set from one file format into another"),
-    "push": (".data.push", "a data set or a policy to the Hugging Face hub"),
-    "pull": (".data.pull", "a data set or a policy from the Hugging Face hub"),
+    "push": (".data.hub.push", "a data set or a policy to the Hugging Face hub"),
+    "pull": (".data.hub.pull", "a data set or a policy from the Hugging Face hub"),
     "train": (".train.__main__", "a policy from demonstrations"),
     "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
     "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),

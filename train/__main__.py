@@ -17,9 +17,8 @@ from rich.console import Console
 from ..config import UsageError, parse
 from ..data import FORMATS, EpisodeStore, Reading, open_store
 from ..data.base import ACTION
-from ..data.cache import mapped
-from ..data.measured import measured
-from ..data.mixture import Mixture
+from ..data.cache import mapped, measured
+from ..data.mixture.store import Mixture
 from ..data.windows import Windows
 from ..policies import build_policy, choices
 from ..policies.base import Policy

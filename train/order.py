@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from ..data.mixture import Mixture
+from ..data.mixture.store import Mixture
 from ..data.windows import Windows
 from ..spec import KinoiseError
 

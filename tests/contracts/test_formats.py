@@ -19,8 +19,8 @@ from kinoise import files
 from kinoise.data import FORMATS, Episode, Reading, open_store, write_store
 from kinoise.data.base import features
 from kinoise.data.lerobot import LeRobotStore
-from kinoise.data.replay_writer import write_replay
-from kinoise.data.robomimic_writer import write_robomimic
+from kinoise.data.replay.writer import write_replay
+from kinoise.data.robomimic.writer import write_robomimic
 from kinoise.spec import Feature, KinoiseError, Spec
 
 

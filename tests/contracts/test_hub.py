@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from kinoise.data import Episode, open_store, write_store
-from kinoise.data.hub import content
+from kinoise.data.hub.client import content
 from kinoise.data.lerobot import LeRobotStore
-from kinoise.data.replay_writer import write_replay
+from kinoise.data.replay.writer import write_replay
 from kinoise.spec import Feature, KinoiseError, Spec
 from tiny_hub import Hub, Side
 

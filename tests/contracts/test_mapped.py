@@ -15,10 +15,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from kinoise.data import Episode, Reading, build, cache, content, open_store, spread, write_store
-from kinoise.data.cache import mapped
+from kinoise.data import Episode, Reading, open_store, write_store
+from kinoise.data.cache import build, content, mapped, measured, spread
+from kinoise.data.cache import copies as cache
 from kinoise.data.chunks import ChunkFiles, ChunkReader
-from kinoise.data.measured import measured
 from kinoise.data.native import NativeStore
 from kinoise.data.resident import Resident, file_bytes
 from kinoise.data.subset import Subset
@@ -371,7 +371,7 @@ def test_statistics_of_a_large_native_store_are_taken_once(tmp_path, monkeypatch
     write_store(tmp_path / "native", SPEC, episodes())
     store, reading = open_store(tmp_path / "native"), Reading(rename={"image.a": "image.top"}, keys=("image.top",))
     assert measured(store, tmp_path / "cache") is store
-    monkeypatch.setattr("kinoise.data.measured.LARGE_BYTES", 0)
+    monkeypatch.setattr("kinoise.data.cache.measured.LARGE_BYTES", 0)
     truth = store.stats()
     assert measured(store, tmp_path / "cache").stats() == truth
     with monkeypatch.context() as patch:

@@ -13,8 +13,8 @@ import yaml
 from kinoise import files
 from kinoise.data import FORMATS, Episode, Reading, open_store, write_store
 from kinoise.data.base import ACTION, episode, features
-from kinoise.data.cache import mapped
-from kinoise.data.mixture import Mixture
+from kinoise.data.cache.copies import mapped
+from kinoise.data.mixture.store import Mixture
 from kinoise.data.stats import statistics
 from kinoise.data.windows import Windows
 from kinoise.policies import build_policy, choices

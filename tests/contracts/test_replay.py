@@ -18,8 +18,8 @@ import pytest
 import zarr
 from kinoise.data import Reading, open_store
 from kinoise.data.base import Episode, Extra, episode
-from kinoise.data.replay import ReplayStore
-from kinoise.data.replay_writer import write_replay
+from kinoise.data.replay.reader import ReplayStore
+from kinoise.data.replay.writer import write_replay
 from kinoise.spec import Feature, KinoiseError, Spec
 from zarr.storage import ZipStore
 

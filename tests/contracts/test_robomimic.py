@@ -13,7 +13,7 @@ import pytest
 from kinoise import files
 from kinoise.data import Reading, open_store
 from kinoise.data.base import DONE, REWARD, SIM_STATE, episode
-from kinoise.data.robomimic import RobomimicStore
+from kinoise.data.robomimic.reader import RobomimicStore
 from kinoise.spec import Feature, KinoiseError
 from robomimic_files import ENV_ARGS, LENGTHS, OSC, arrays, change, foreign, put, same
 

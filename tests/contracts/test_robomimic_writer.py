@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kinoise import files
 from kinoise.data import Episode, open_store, write_store
 from kinoise.data.base import DONE, REWARD, SIM_STATE, episode, features
-from kinoise.data.robomimic import RobomimicStore
+from kinoise.data.robomimic.reader import RobomimicStore
 from kinoise.spec import Feature, Spec
 from robomimic_files import ENV_ARGS, LENGTHS, arrays, change, equal, foreign, put, same
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kinoise.data import Episode, open_store, write_store
-from kinoise.data.anomalies import scan
-from kinoise.data.cameras import flips
-from kinoise.data.clock import Clock, clock_problems
-from kinoise.data.rotations import rotations
-from kinoise.data.sample import Sample
+from kinoise.data.inspection.anomalies import scan
+from kinoise.data.inspection.cameras import flips
+from kinoise.data.inspection.clock import Clock, clock_problems
+from kinoise.data.inspection.rotations import rotations
+from kinoise.data.inspection.sample import Sample
 from kinoise.data.subset import Subset
 from kinoise.spec import Feature, Spec
 

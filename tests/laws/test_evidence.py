@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kinoise.data.evidence import action_kind, contradiction
-from kinoise.data.rotations import rotations
+from kinoise.data.inspection.evidence import action_kind, contradiction
+from kinoise.data.inspection.rotations import rotations
 
 STEPS, EPISODES, DIMS, RATE = 100, 16, 3, 20.0
 Made = tuple[np.ndarray, np.ndarray]

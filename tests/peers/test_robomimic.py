@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from kinoise.data import Episode, Reading, open_store
 from kinoise.data.base import DONE, REWARD, SIM_STATE, episode
-from kinoise.data.robomimic import RobomimicStore
+from kinoise.data.robomimic.reader import RobomimicStore
 from kinoise.spec import Feature, Spec
 
 ROOT = Path(__file__).resolve().parents[2]

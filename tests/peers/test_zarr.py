@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kinoise.data import Episode, Reading, open_store
-from kinoise.data.replay_writer import write_replay
+from kinoise.data.replay.writer import write_replay
 from kinoise.spec import Feature, Spec
 
 ROOT = Path(__file__).resolve().parents[2]

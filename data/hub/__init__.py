@@ -1,0 +1,1 @@
+"""Data sets and policies to and from the Hugging Face hub."""
