@@ -23,9 +23,9 @@ import h5py
 import numpy as np
 
 from ...spec import KinoiseError, Spec
-from .. import robomimic_env as env
 from ..base import AS_IT_IS, Episode, Reading, Report, features, refuse
 from ..decoded import DecodedStore
+from . import env
 from .layout import ACTIONS, MAGIC, NEXT_OBS, Demo, contents, elsewhere, readable, unreadable
 from .names import Plan, array_path, common, derived, stored, wrong
 from .writer import MADE, maskable, write_robomimic
