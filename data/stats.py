@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
+from PIL import Image
 
 from ..spec import Feature, KinoiseError, Stats
 from .base import ACTION, EpisodeStore, features, starts
@@ -77,8 +78,9 @@ class ImageCounts:
 
     def add(self, frames: UInt8[np.ndarray, "steps height width channels"]) -> None:
         self.steps += len(frames)
-        for channel in range(len(self.counts)):
-            self.counts[channel] += np.bincount(frames[..., channel].ravel(), minlength=256)
+        # Pillow counts bytes ten times as fast as np.bincount, which makes 64-bit numbers of them first.
+        tall = np.ascontiguousarray(frames).reshape(-1, *frames.shape[2:])
+        self.counts += np.array(Image.fromarray(tall).histogram(), np.int64).reshape(self.counts.shape)
 
     def merge(self, other: ImageCounts) -> None:
         self.counts, self.steps = self.counts + other.counts, self.steps + other.steps
