@@ -151,7 +151,7 @@ def opening(settings: Settings, data: Path) -> dict[str, float]:
     """Seconds to open as many episodes of 20 steps, by format; the median of five."""
     found = {}
     for name, suffix in (("kinoise", ""), ("robomimic", ".hdf5"), ("lerobot", ""), ("zarr", ".zarr")):
-        path = data / f"many_{name}{suffix}"
+        path = data / f"opened_{settings.many}_{name}{suffix}"
         if not path.exists():
             FORMATS[name].write(path, spec(False), episodes(settings.many, 20, False))
         seconds = []

@@ -3,7 +3,8 @@
 All see a state of 39 numbers and plan 16 actions of 4 in 10 evaluations of about as large a network, with untrained weights and
 the same number of threads; which of them acts better is not asked. At two sizes:
 
-- `kinoise`: `Policy.plan` of the preset `ddim`; `kinoise_mode`: of `mode`; `..._compiled`: the same, compiled;
+- `kinoise`: `Policy.plan` of the preset `ddim`; `kinoise_mode`: of `mode`; `..._compiled`: the same, compiled; `..._bf16`:
+  compiled, and multiplying in bfloat16;
 - `diffusers`: the network of `kinoise` in the loop that its scheduler's documentation shows; the plan is the same,
   `agrees_within`;
 - `lerobot`: LeRobot's DiffusionPolicy (a U-Net), in an environment of its own in `folder`, which the first run makes. Its
@@ -12,7 +13,7 @@ the same number of threads; which of them acts better is not asked. At two sizes
   `sources/diffusion_policy` and `sources/MoDE_Diffusion_Policy`, where there are any.
 
 `slower` is the median ratio to the plan of kinoise's policy of that kind, of the same round, with quartiles;
-`slower_than_compiled` to that of its compiled one. No peer is compiled: none offers it.
+`slower_than_compiled` and `slower_than_bf16` to those of its faster ones. The peers are as they come: float32, not compiled.
 """
 
 from __future__ import annotations
@@ -190,10 +191,12 @@ def measure(size: str, settings: Settings, peers: dict[str, tuple[Path, dict[str
     sides: dict[str, Callable[[int], float]] = {}
     about: dict[str, dict[str, Any]] = {}
     for name, preset in (("kinoise", "ddim"), ("kinoise_mode", "mode")):
-        for label in (name, f"{name}_compiled"):
+        for label in (name, f"{name}_compiled", f"{name}_bf16"):
             policy = untrained(preset, sizes[preset])
             if label != name:
                 policy.compiled()
+            if label.endswith("_bf16"):
+                policy.reduced()
             policy.plan(obs, torch.Generator().manual_seed(0))
             sides[label] = timed(partial(policy.plan, obs))
             about[label] = {"parameters": policy.parameter_count}
@@ -216,8 +219,12 @@ def measure(size: str, settings: Settings, peers: dict[str, tuple[Path, dict[str
 
 def slower(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     """How many times as long as ours a plan takes."""
-    ours = OURS.get(name, name.removesuffix("_compiled"))
-    return {"slower": ratio(times[name], times[ours]), "slower_than_compiled": ratio(times[name], times[f"{ours}_compiled"])}
+    ours = OURS.get(name, name.removesuffix("_compiled").removesuffix("_bf16"))
+    return {
+        "slower": ratio(times[name], times[ours]),
+        "slower_than_compiled": ratio(times[name], times[f"{ours}_compiled"]),
+        "slower_than_bf16": ratio(times[name], times[f"{ours}_bf16"]),
+    }
 
 
 def reached(settings: Settings) -> tuple[dict[str, tuple[Path, dict[str, Any]]], dict[str, str]]:

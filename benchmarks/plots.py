@@ -79,14 +79,14 @@ def targets(found: Sequence[dict[str, Any]]) -> str:
 def peers(found: dict[str, Any]) -> str:
     """A row for each side of `benchmarks.peers`, and for each that is absent."""
     lines = [
-        "| size | plan by | parameters | ms | times as long as kinoise's | as kinoise's, compiled |",
-        "|---|---|---|---|---|---|",
+        "| size | plan by | parameters | ms | times as long as kinoise's | as kinoise's, compiled | as that in bfloat16 |",
+        "|---|---|---|---|---|---|---|",
     ]
     for size, sides in found["sizes"].items():
         for name, side in sides.items():
-            told = " | ".join(times(side[key]) for key in ("slower", "slower_than_compiled"))
+            told = " | ".join(times(side[key]) for key in ("slower", "slower_than_compiled", "slower_than_bf16"))
             lines.append(f"| {size} | {name} | {side['parameters']:,} | {side['plan_ms']['median']:.1f} | {told} |")
-    return "\n".join(lines + [f"| | {name} | could not be had | | | |" for name in found["absent"]])
+    return "\n".join(lines + [f"| | {name} | could not be had | | | | |" for name in found["absent"]])
 
 
 def times(slower: dict[str, float]) -> str:
@@ -133,12 +133,17 @@ def curves(found: dict[str, Any]) -> dict[str, list[tuple[float, dict[str, float
 
 
 def draw(axes: Axes, found: dict[str, Any], colours: dict[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     for method, points in curves(found).items():
         ms, rates = [point[0] for point in points], [point[1] for point in points]
         low, middle, high = ([100 * rate[key] for rate in rates] for key in ("low", "rate", "high"))
         spread = [[m - below for m, below in zip(middle, low, strict=True)], [h - m for h, m in zip(high, middle, strict=True)]]
         axes.errorbar(ms, middle, yerr=spread, marker="o", markersize=4, linewidth=1, elinewidth=0.5, color=colours[method])
     axes.set(xscale="log", title=found["label"], xlabel="a plan, ms", ylabel="success, %")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.3)
 
 

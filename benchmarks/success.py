@@ -26,6 +26,10 @@ class Settings:
     seeds: list[int] = field(default_factory=lambda: [1000, 2000, 3000, 4000, 5000])
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
     execute: int | None = None
+    bf16: bool = field(default=False, metadata={"help": "plan in bfloat16"})
+    sampler: str | None = field(default=None, metadata={"help": "of the plans; null: the checkpoint's, as for all below"})
+    steps: int | None = None
+    warm: float | None = None
     name: str = field(default="success", metadata={"help": "results/NAME.json"})
 
 
@@ -38,7 +42,9 @@ def main(argv: Sequence[str]) -> int:
 
     settings = parse("success", Settings, argv, positional="run", about=__doc__ or "")
     checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint)
+    asked = {"sampler": settings.sampler, "steps": settings.steps, "warm": settings.warm}
+    decode = {name: value for name, value in asked.items() if value is not None}
+    policy = load_policy(checkpoint, decode=decode, bf16=settings.bf16)
     data = None if settings.data is None else Path(settings.data)
     results = [
         evaluate(

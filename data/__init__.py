@@ -41,8 +41,18 @@ def open_store(path: Path | str, reading: Reading = AS_IT_IS, report: Report = r
             return view(member(path, replace(reading, format=name), report), reading)
     raise KinoiseError(
         f"{path} is no data set in a format that kinoise reads ({', '.join(FORMATS)}). "
-        f"Check the path, or record demonstrations with kinoise collect."
+        f"{_inside(path) or 'Check the path, or record demonstrations with kinoise collect.'}"
     )
+
+
+def _inside(path: Path) -> str:
+    """What to do with a folder of data sets; nothing to say of another."""
+    items = sorted(path.iterdir()) if path.is_dir() else []
+    found = [item.name for item in items if any(member.recognises(item) for member in FORMATS.values())]
+    if not found:
+        return ""
+    shown = ", ".join(found[:3]) + (f", ... ({len(found)} in all)" if len(found) > 3 else "")
+    return f"It holds {shown}: give one of them, or a .yaml file that lists them (docs/data.md, Mixtures)."
 
 
 __all__ = ["FORMATS", "Episode", "EpisodeStore", "Reading", "open_store", "write_store"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"video={str(settings.video).lower()}: format={name} has no such choice. Leave it out.")
     if target.exists():
         raise KinoiseError(f"{target} exists already. Choose another DST, or remove it first.")
-    if target.resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(target)).is_relative_to(os.path.realpath(source)):
         raise UsageError(f"{target} would lie inside of {source}. Choose another DST.")
     store = open_store(source, _reading(settings))
     console = Console(stderr=True)
@@ -94,7 +95,7 @@ def named(argv: Sequence[str], command: str, names: Sequence[str]) -> list[str]:
 
 def _target(settings: Settings, target: Path) -> str:
     """The name of the format to write."""
-    name = settings.format or SUFFIXES.get(target.suffix)
+    name = settings.format or SUFFIXES.get(target.suffix.lower())
     if name is None:
         raise UsageError(f"{target}: say in what format to write it, format= one of {', '.join(FORMATS)}.")
     for key, value in (("format", name), ("source", settings.source)):

@@ -41,6 +41,10 @@ class DecodedStore(ABC):
         Raises KinoiseError naming file, episode and field when they can't be read, or aren't as long as `ends` says.
         """
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To another process goes none of what was decoded."""
+        return {**self.__dict__, "_last": None}
+
     @property
     def keys(self) -> tuple[str, ...]:
         return (*self.spec.observations, ACTION)

@@ -4,7 +4,8 @@
     DATA/extra/<key>/         one array for each extra, where there are any
     DATA/meta/episode_ends/   int64 [episodes]
     DATA/kinoise.json         {"format": 1, "kinoise": version, "spec": Spec, "texts": [instructions],
-                               "episodes": [{"text": index in texts, "info": Episode.info}],
+                               "episodes": [{"text": index in texts, "info": Episode.info, "long": see long_texts.apart}],
+                               "long": [the long texts in the infos],
                                "extras": {key: {"dtype": numpy's name, "shape": of a step}}, "meta": EpisodeStore.meta}
 
 Everything but `kinoise.json` is plain zarr (v2 format): diffusion_policy's ReplayBuffer, or `zarr.open(DATA)`, reads it as it
@@ -25,8 +26,9 @@ from .. import __version__
 from ..files import new_directory, read_json, write_json
 from ..spec import KinoiseError, Spec, Stats
 from .base import AS_IT_IS, Episode, Extra, Reading, Report, features, refuse
-from .check import check_episode, check_spec, extras_of, label
+from .check import check_episode, check_meta, check_spec, extras_of, label
 from .chunks import ChunkReader, ChunkWriter
+from .long_texts import apart, together
 from .stats import statistics
 
 FORMAT = 1
@@ -123,6 +125,7 @@ def write_store(
     """
     path = Path(path)
     check_spec(spec)
+    check_meta(meta)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise KinoiseError(f"{path} exists already. Choose another out=, or remove it first.")
     with new_directory(path) as temporary, ExitStack() as stack:
@@ -169,8 +172,9 @@ def write_header(
     for group in (folder, folder / "data", folder / "meta", *([folder / "extra"] if extras else [])):
         write_json(group / ".zgroup", {"zarr_format": 2})
     beside = {key: {"dtype": extra.dtype.name, "shape": list(extra.shape)} for key, extra in extras.items()}
-    header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json()}
-    write_json(folder / SPEC_FILE, {**header, "texts": texts, "episodes": episodes, "extras": beside, "meta": dict(meta)})
+    entries, long = apart(episodes)
+    header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json(), "texts": texts, "episodes": entries}
+    write_json(folder / SPEC_FILE, {**header, "long": long, "extras": beside, "meta": dict(meta)})
 
 
 def _no_spec_file(path: Path) -> str:
@@ -199,10 +203,10 @@ def _parsed(value: Any, file: Path) -> tuple[Spec, tuple[str, ...], np.ndarray, 
         check_spec(spec)
         texts = tuple(value["texts"])
         text = np.array([item["text"] for item in value["episodes"]], np.int64)
-        info = [dict(item["info"]) for item in value["episodes"]]
+        info = [together(item, value.get("long", ())) for item in value["episodes"]]
     except KinoiseError as error:
         raise KinoiseError(f"{file}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise KinoiseError(f"{file} lacks what a store needs ({error!r}): it was edited or damaged. Write it again.") from error
     if not all(isinstance(item, str) for item in texts) or len(set(texts)) < len(texts) or set(text) != set(range(len(texts))):
         raise KinoiseError(f"{file}: its texts are not the episodes' distinct instructions: it was edited. Write it again.")

@@ -9,9 +9,7 @@ from jaxtyping import Int64
 
 from ..spec import KinoiseError, Spec, Stats
 from .base import ACTION, EpisodeStore, Reading
-from .check import check_spec
-
-CONTROLS = ("absolute", "relative", "delta")
+from .check import CONTROLS, check_spec
 
 
 def view(store: EpisodeStore, reading: Reading) -> EpisodeStore:
@@ -60,6 +58,9 @@ def _seen(store: EpisodeStore, reading: Reading) -> tuple[Spec, dict[str, str]]:
         raise KinoiseError(
             f"{store.path}: after rename two observations have one name: {sorted(ours.values())}. Choose others."
         )
+    beside = sorted(set(ours.values()) & store.extras.keys())
+    if beside:
+        raise KinoiseError(f"{store.path}: after rename observations are called {beside}, as extras are. Choose other names.")
     theirs = {new: old for old, new in ours.items()}
     unknown = sorted(set(reading.keys or ()) - theirs.keys())
     if unknown:
@@ -67,16 +68,12 @@ def _seen(store: EpisodeStore, reading: Reading) -> tuple[Spec, dict[str, str]]:
     chosen = [key for key in theirs if reading.keys is None or key in reading.keys]
     spec = replace(store.spec, observations={key: known[theirs[key]] for key in chosen})
     if reading.rate is not None:
-        if not reading.rate > 0:
-            raise KinoiseError(f"rate={reading.rate}: expected control steps per second, above 0.")
         spec = replace(spec, rate=float(reading.rate))
     if reading.control is not None:
         if reading.control not in CONTROLS:
             raise KinoiseError(f"control={reading.control}: expected one of {', '.join(CONTROLS)}.")
         spec = replace(spec, control=reading.control)
     if reading.gripper is not None:
-        if any(not 0 <= index < spec.action_dim for index in reading.gripper):
-            raise KinoiseError(f"gripper={list(reading.gripper)}: the action's dimensions are 0 to {spec.action_dim - 1}.")
         spec = replace(spec, gripper=tuple(reading.gripper))
     check_spec(spec)
     return spec, theirs

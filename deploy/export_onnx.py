@@ -11,7 +11,7 @@ from omegaconf import MISSING
 
 from ..config import parse
 from ..policies.base import Policy
-from ..policies.checkpoint import load_policy, resolve, weights_path
+from ..policies.checkpoint import FRAME, load_policy, resolve, weights_path
 from ..policies.decode import DecodeChanges
 from ..policies.onnx import export_policy, load_onnx
 from ..policies.onnx.export import MANIFEST, check, needed, vacant
@@ -31,6 +31,7 @@ class Settings:
         default=None, metadata={"help": "instructions that the graphs know; those of the training data if null"}
     )
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     vacant(out)
     needed("onnx", "onnxscript", "onnxruntime")
     checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint, ema=settings.ema, device="cpu", decode=settings.decode.given())
+    policy = load_policy(checkpoint, ema=settings.ema, device="cpu", decode=settings.decode.given(), frame=settings.frame)
     check(policy)
     print("exporting ...", flush=True)
     manifest = export_policy(

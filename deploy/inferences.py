@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UsageError
-from ..policies.checkpoint import identity, load_policy, resolve
+from ..policies.checkpoint import FRAME, identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .client import PolicyClient, RemoteInference
 from .inference import Inference, PolicyPlanner, ThreadInference
@@ -26,11 +26,10 @@ class PlanningConfig:
 
     run: str | None = field(default=None, metadata={"help": "a run or a checkpoint; none with server="})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
-    frame: str | None = field(
-        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
-    )
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
+    bf16: bool = field(default=False, metadata={"help": "multiply in bfloat16, which rounds; pays for large networks"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; all cores but the loop's if null"})
     inference: str | None = field(
         default=None, metadata={"help": f"where the policy plans beside the loop: {' or '.join(KINDS)}; {KINDS[0]} if null"}
@@ -50,7 +49,15 @@ class PlanningConfig:
             if self.token is not None:
                 raise UsageError("token= is a server's: give server= with it")
             return
-        usual = {"ema": True, "frame": None, "device": "auto", "compile": False, "threads": None, "inference": None}
+        usual = {
+            "ema": True,
+            "frame": None,
+            "device": "auto",
+            "compile": False,
+            "bf16": False,
+            "threads": None,
+            "inference": None,
+        }
         changed = [name for name, value in usual.items() if getattr(self, name) != value]
         changed += [f"decode.{name}" for name in self.decode.given()]
         if changed:
@@ -86,11 +93,18 @@ class Load:
     decode: Mapping[str, Any]
     seed: int
     compile: bool = False
+    bf16: bool = False
     frame: str | None = None
 
     def __call__(self) -> tuple[PolicyPlanner, dict[str, Any]]:
         policy = load_policy(
-            self.checkpoint, ema=self.ema, device=self.device, decode=self.decode, compile=self.compile, frame=self.frame
+            self.checkpoint,
+            ema=self.ema,
+            device=self.device,
+            decode=self.decode,
+            compile=self.compile,
+            bf16=self.bf16,
+            frame=self.frame,
         )
         which = identity(policy, self.checkpoint, self.ema)
         about = {
@@ -115,7 +129,16 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
             yield Planning(inference, served, {**which, "server": config.server}, {}, {"kind": "server", "seed": None})
         return
     assert config.run is not None
-    load = Load(resolve(config.run), config.ema, config.device, config.decode.given(), seed, config.compile, config.frame)
+    load = Load(
+        resolve(config.run),
+        config.ema,
+        config.device,
+        config.decode.given(),
+        seed,
+        compile=config.compile,
+        bf16=config.bf16,
+        frame=config.frame,
+    )
     kind, threads = config.inference or KINDS[0], config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
     if kind == "thread":
         planner, about = load()
@@ -124,7 +147,7 @@ def planning(config: PlanningConfig, seed: int) -> Iterator[Planning]:
         inference = ProcessInference(load, threads=threads)
         about = _waited(inference)
     with closing(inference):
-        again = ("ema", "device", "decode", "seed", "compile", "frame")
+        again = ("ema", "device", "decode", "seed", "compile", "bf16", "frame")
         repeat = {"kind": kind, "threads": threads, **{key: getattr(load, key) for key in again}}
         decode = {**about["decode"], "threads": threads}
         which = dict(about["policy"])

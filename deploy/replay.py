@@ -157,8 +157,8 @@ def _planner(settings: Settings, header: Mapping[str, Any]) -> Planner:
     if not isinstance(made, dict) or made.get("seed") is None:
         raise KinoiseError("the plans of this trace came from a server, whose noise is not in it: replay without run=")
     checkpoint = resolve(settings.run)
-    compiled = made.get("compile", False)  # which rounds differently
-    loading = {"device": settings.device, "decode": made["decode"], "compile": compiled, "frame": made.get("frame")}
+    rounding = {name: made.get(name, False) for name in ("compile", "bf16")}
+    loading = {"device": settings.device, "decode": made["decode"], "frame": made.get("frame"), **rounding}
     policy = load_policy(checkpoint, ema=made["ema"], **loading)
     mine, theirs = identity(policy, checkpoint, made["ema"])["sha256"], made["sha256"]
     if mine != theirs:

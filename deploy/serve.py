@@ -16,7 +16,7 @@ from omegaconf import MISSING
 
 from ..config import UsageError, check_seed, parse
 from ..policies.base import Policy
-from ..policies.checkpoint import identity, load_policy, resolve
+from ..policies.checkpoint import FRAME, identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from ..policies.example import example
 from ..spec import KinoiseError
@@ -49,11 +49,10 @@ class Settings:
     wait_ms: float = field(default=2.0, metadata={"help": "that a question waits for others, where there are several clients"})
     seed: int = field(default=0, metadata={"help": "noise is a function of it and of the connection's number"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
-    frame: str | None = field(
-        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
-    )
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
+    bf16: bool = field(default=False, metadata={"help": "multiply in bfloat16, which rounds; pays for large networks"})
     threads: int | None = field(default=None, metadata={"help": "torch's threads; its own number if null"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
@@ -101,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
         device=settings.device,
         decode=settings.decode.given(),
         compile=settings.compile,
+        bf16=settings.bf16,
         frame=settings.frame,
     )
     served = Served.of(policy, identity(policy, checkpoint, settings.ema)["sha256"])

@@ -21,7 +21,7 @@ from rich.table import Column, Table
 from ..config import UsageError, check_seed, parse
 from ..files import output_directory, write_json
 from ..policies.base import Policy
-from ..policies.checkpoint import identity, load_policy, resolve
+from ..policies.checkpoint import FRAME, identity, load_policy, resolve
 from ..policies.decode import DecodeChanges, DecodeConfig
 from ..policies.example import example
 from ..provenance import origin
@@ -52,7 +52,9 @@ class Settings:
     threads: int | None = field(default=None, metadata={"help": "torch's; null: all cores but one, as in kinoise control"})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
+    bf16: bool = field(default=False, metadata={"help": "multiply in bfloat16, which rounds; pays for large networks"})
     out: str | None = field(default=None, metadata={"help": "JSON file for the figures; none is written if null"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
@@ -72,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
     """Raises UsageError for wrong settings, KinoiseError without a checkpoint or for a policy that can't plan."""
     settings, console = parse("latency", Settings, argv, positional="run", about=ABOUT), Console()
     checkpoint = resolve(settings.run)
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
+    policy = load_policy(
+        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), frame=settings.frame
+    )
     out = None if settings.out is None else Path(settings.out)
     with nullcontext() if out is None else output_directory(out.parent), _threads(settings.threads):
         result = {**origin(), "policy": identity(policy, checkpoint, settings.ema), **measure(policy, settings)}
@@ -88,7 +92,7 @@ def measure(policy: Policy, settings: Settings, clock: Clock = time.perf_counter
     """What the JSON file holds beside its origin and the policy's identity; milliseconds, Hz and, for `latency`, seconds.
 
     Args:
-        policy: not compiled; it is afterwards, where the settings say so.
+        policy: neither compiled nor in bfloat16; it is afterwards, where the settings say so.
 
     Raises:
         UsageError: compile=true for a policy that can't be compiled.
@@ -102,6 +106,8 @@ def measure(policy: Policy, settings: Settings, clock: Clock = time.perf_counter
         if not policy.compilable:
             raise UsageError(f"compile=true: nothing of this policy '{config.name}' can be compiled. Leave it false")
         policy.compiled()
+    if settings.bf16:
+        policy.reduced()
     found = list(_shown(samples(policy, obs, **told), settings.plans * (2 if replans(policy) else 1)))
     kinds = {"cold": [item for item in found if not item.replan], "replan": [item for item in found if item.replan]}
     plans = {kind: _summary(items) for kind, items in kinds.items() if items}
@@ -111,6 +117,7 @@ def measure(policy: Policy, settings: Settings, clock: Clock = time.perf_counter
         "device": _device(policy),
         "threads": torch.get_num_threads(),
         "compile": settings.compile,
+        "bf16": settings.bf16,
         "batch": settings.batch,
         "seed": settings.seed,
         "warmup": settings.warmup,
@@ -141,7 +148,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     policy, plans = result["policy"], result["plans"]
     batch = "" if result["batch"] == 1 else f", {result['batch']} observations at once"
     threads = f", {result['threads']} thread{'s' * (result['threads'] > 1)}"
-    compiled = ", compiled" if result["compile"] else ""
+    compiled = ", compiled" * result["compile"] + ", bfloat16" * result["bf16"]
     title = f"{policy['name']} on {result['device']}{threads}{compiled}{batch}"
     columns = [Column(f"{kind}\n{name}", justify="right", no_wrap=True) for kind in plans for name in SHOWN]
     first = Column("\nms", no_wrap=True)

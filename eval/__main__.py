@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from .. import envs
 from ..config import parse
-from ..policies.checkpoint import load_policy, resolve
+from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
 from .latency import HELP
@@ -45,11 +45,10 @@ class Settings:
     video: int = field(default=0, metadata={"help": "episodes of each task to record"})
     data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
-    frame: str | None = field(
-        default=None, metadata={"help": "whose numbers, of data sets that were normalised each by its own; null: the first's"}
-    )
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
     compile: bool = field(default=False, metadata={"help": "compile plans: the first of a kind takes seconds, the others less"})
+    bf16: bool = field(default=False, metadata={"help": "multiply in bfloat16, which rounds; pays for large networks"})
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
     slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
     threads: int = field(default=1, metadata={"help": "of the policy, on the CPU; more than spare cores slows everything"})
@@ -73,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
         device=settings.device,
         decode=settings.decode.given(),
         compile=settings.compile,
+        bf16=settings.bf16,
         frame=settings.frame,
     )
     result = evaluate(

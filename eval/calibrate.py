@@ -20,7 +20,7 @@ from ..data import FORMATS, EpisodeStore, open_store
 from ..data.windows import Windows
 from ..files import read_json, write_json
 from ..policies.base import Policy, check_execute
-from ..policies.checkpoint import load_policy, resolve
+from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.decode import DecodeConfig
 from ..spec import KinoiseError, Observation, Plan
 
@@ -48,6 +48,7 @@ class Settings:
     batch_size: int = field(default=64, metadata={"help": "of them planned at once"})
     seed: int = field(default=0, metadata={"help": "of the places and of the noise"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto"})
     write: bool = field(default=True, metadata={"help": "put the choice into the checkpoint's config.json"})
 
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         choices={"data": lambda: f"formats: {', '.join(FORMATS)}"},
     )
     checkpoint, console = resolve(settings.run), Console()
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device)
+    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, frame=settings.frame)
     full, apart, trials = calibrate(policy, open_store(settings.data), settings)
     best = choice(trials, settings.within)
     console.print(table(trials, best, settings.within))

@@ -18,7 +18,7 @@ from ..config import UsageError, check_seed, parse
 from ..data import open_store
 from ..files import output_directory, write_file, write_json
 from ..policies.base import Policy, check_execute
-from ..policies.checkpoint import identity, load_policy, resolve
+from ..policies.checkpoint import FRAME, identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from ..provenance import origin
 from .evaluate import evaluate, longest_delay
@@ -73,6 +73,7 @@ class Settings:
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
     slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
 
@@ -96,7 +97,9 @@ def main(argv: Sequence[str]) -> int:
     """
     settings = parse("delay-sweep", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
     checkpoint, console = resolve(settings.run), Console()
-    policy = load_policy(checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given())
+    policy = load_policy(
+        checkpoint, ema=settings.ema, device=settings.device, decode=settings.decode.given(), frame=settings.frame
+    )
     methods, (delays, left_out) = settings.methods or list(METHODS), chosen(policy, settings)
     shown = None
     if settings.data is not None:

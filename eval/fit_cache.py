@@ -19,7 +19,7 @@ from ..data.windows import Windows
 from ..files import read_json, write_json
 from ..policies.base import Policy
 from ..policies.caching import fingerprint
-from ..policies.checkpoint import load_policy, resolve
+from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.core.schedules import METHODS, Features, Schedule, bubbling, reuse_error, uniform
 from ..policies.decode import CacheSchedule, DecodeChanges
 from ..policies.discrete_vla import TokenDecodeConfig
@@ -43,6 +43,7 @@ class Settings:
     seed: int = field(default=0, metadata={"help": "of the places and of the noise"})
     decode: DecodeChanges = field(default_factory=DecodeChanges, metadata={"help": "as for eval: what the schedule is for"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
+    frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto"})
     write: bool = field(default=True, metadata={"help": "put the schedule into the checkpoint's config.json"})
 
@@ -66,7 +67,11 @@ def main(argv: Sequence[str]) -> int:
     )
     checkpoint, console = resolve(settings.run), Console()
     policy = load_policy(
-        checkpoint, ema=settings.ema, device=settings.device, decode={**settings.decode.given(), "cache": "none"}
+        checkpoint,
+        ema=settings.ema,
+        device=settings.device,
+        decode={**settings.decode.given(), "cache": "none"},
+        frame=settings.frame,
     )
     seen, unseen = features(policy, open_store(settings.data), settings)
     schedule = fit(seen, settings)

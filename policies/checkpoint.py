@@ -30,6 +30,8 @@ from .caching import check_fit
 FORMAT = 1
 SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict}
 DEVICES = ("cpu", "cuda")
+FRAME = "whose numbers, of data sets that were normalised each by its own; null: the first's"
+"""What commands say of their setting `frame`, see `load_policy`."""
 
 
 def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> None:
@@ -65,6 +67,7 @@ def load_policy(
     device: str = "auto",
     decode: Mapping[str, Any] | None = None,
     compile: bool = False,
+    bf16: bool = False,
     frame: str | None = None,
 ) -> Policy:
     """The policy in eval mode.
@@ -75,6 +78,7 @@ def load_policy(
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is a GPU where there is one.
         decode: settings laid over the checkpoint's own `decode`.
         compile: see `Policy.compiled`.
+        bf16: see `Policy.reduced`.
         frame: the robot that it shall work for, by the name of its data set, where each was normalised by its own numbers;
             None is the first.
 
@@ -106,6 +110,8 @@ def load_policy(
     _load_weights(policy, weights_path(directory, ema))
     check_fit(policy.config.decode, policy)
     policy = policy.to(device).eval()
+    if bf16:
+        policy.reduced()
     return policy.compiled() if compile else policy
 
 
@@ -142,6 +148,7 @@ def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> dict[
         "sha256": None if checkpoint is None else sha256(weights_path(checkpoint, ema)),
         "parameters": policy.parameter_count,
         **({} if policy.frame is None else {"frame": policy.frame}),
+        **({"bf16": True} if policy.bf16 else {}),
     }
 
 

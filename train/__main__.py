@@ -94,7 +94,8 @@ def is_finished(settings: Settings, run: RunDirectory, state: State, store: Epis
     """
     changed = differences(state.settings, as_json(settings))
     if state.data != fingerprint(store):
-        changed.append(f"data: {settings.data} does not hold what the run was trained on until now")
+        counts = ": names, order, weights and normalise count too" if isinstance(store, Mixture) else ""
+        changed.append(f"data: {settings.data} is not what the run was trained on until now{counts}")
     if changed:
         raise KinoiseError(
             f"{run.path} was started with other settings, and a resumed run has to keep them: {'; '.join(changed)}. "

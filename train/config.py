@@ -95,6 +95,8 @@ class Settings:
         check_seed(self.seed)
         if not self.out:
             raise UsageError("out=: expected the run's directory")
+        if self.cache == "":
+            raise UsageError("cache=: expected a folder; leave it out for the one beside out")
         if self.train.eval_every and self.env is None:
             raise UsageError("train.eval_every needs an environment: add env=metaworld/mt10, or leave it 0")
 

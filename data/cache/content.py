@@ -46,29 +46,39 @@ def content(path: Path, memory: Path, *, workers: int, advance: Callable[[int, i
         KinoiseError: a file can't be read, or changes meanwhile.
     """
     files = source_files(path)
-    identities = {name: identity(file) for name, file in files.items()}
+    now = {name: identity(file) for name, file in files.items()}
     known = _recalled(memory)
     digests = {}
     for name, file in files.items():
         kept = known.get(str(file.resolve()))
-        if kept is not None and kept[:-1] == identities[name]:
+        if kept is not None and kept[:-1] == now[name]:
             digests[name] = kept[-1]
     unread = {name: file for name, file in files.items() if name not in digests}
-    fresh = _read({name: (file, identities[name][0]) for name, file in unread.items()}, workers, advance)
+    fresh = _read({name: (file, now[name][0]) for name, file in unread.items()}, workers, advance)
     for name, file in unread.items():
-        if identity(file) != identities[name]:
+        if identity(file) != now[name]:
             raise KinoiseError(f"{file} changed while it was read. Wait until it is written, then run the command again.")
     # A file that was written just now may be written again within one tick of the file system's clock.
     settled = time.time_ns() - SETTLED_NS
-    keep = {str(unread[name].resolve()): [*identities[name], digest] for name, digest in fresh.items()}
+    keep = {str(unread[name].resolve()): [*now[name], digest] for name, digest in fresh.items()}
     keep = {name: item for name, item in keep.items() if max(item[1], item[2]) < settled}
     if keep:
         write_json(memory, {**known, **keep})
     digests |= fresh
     whole = hashlib.sha256()
     for name in files:
-        whole.update(f"{name}\0{identities[name][0]}\0{digests[name]}\n".encode(errors="surrogateescape"))
+        whole.update(f"{name}\0{now[name][0]}\0{digests[name]}\n".encode(errors="surrogateescape"))
     return whole.hexdigest()
+
+
+def identities(path: Path) -> dict[str, list[int]]:
+    """Of every file of a source, by name: as long as they stay the same, so do the files."""
+    return {name: identity(file) for name, file in source_files(path).items()}
+
+
+def title(path: Path) -> str:
+    """What is made of a source is called after it: the beginning of its name, with room for more in a file's 255 bytes."""
+    return os.fsencode(path.resolve().name)[:100].decode(errors="ignore")
 
 
 def identity(file: Path) -> list[int]:

@@ -23,7 +23,7 @@ from ..native import CHUNK_BYTES, NativeStore
 from ..subset import Subset
 from ..view import View
 from .build import STATS_FILE, build
-from .content import content
+from .content import content, identities, title
 from .spread import Unfinished
 
 VERSION = 1
@@ -61,7 +61,7 @@ def mapped(
 
     Raises:
         KinoiseError: an episode that can't be read or isn't what the store says of it (no copy is left then), too little
-            space, a full disk, a copy that was damaged.
+            space, a full disk, a copy that was damaged, a source that changes meanwhile, a `folder` inside it.
     """
     console = console or Console(stderr=True)
     if isinstance(store, NativeStore):
@@ -81,21 +81,31 @@ def mapped(
 
 
 def _copy(store: EpisodeStore, keys: Collection[str], folder: Path, workers: int, console: Console) -> CachedStore:
-    spec = store.spec.select(keys)
+    spec, source = store.spec.select(keys), store.path
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise KinoiseError(
+            f"decoded copies would go to {folder}, within the data set {source}, which they would make another one of each "
+            f"time. Put them elsewhere: out= beside the data set, or cache=FOLDER."
+        )
+    before = identities(source)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with _bar(console) as bar:
-            digest = content(store.path, folder / MEMORY_FILE, workers=workers, advance=partial(bar, "reading the source"))
-        name = f"{store.path.resolve().name[:100]}-{_hash(digest, store, spec)[:16]}"
+            digest = content(source, folder / MEMORY_FILE, workers=workers, advance=partial(bar, "reading the source"))
+        name = f"{title(source)}-{_hash(digest, store, spec)[:16]}"
         path, made = folder / name, False
         while not path.exists():
             with _claimed(folder / f".{name}.building", path, console) as claimed:
                 if not claimed or path.exists():
                     continue
-                episodes = f"{len(store.ends)} episodes of {store.path}"
+                episodes = f"{len(store.ends)} episodes of {source}"
                 console.print(f"decoding {episodes} into {path}", highlight=False, soft_wrap=True)
                 with _bar(console) as bar:
                     build(store, spec, claimed, workers, bar)
+                if identities(source) != before and content(source, folder / MEMORY_FILE, workers=workers) != digest:
+                    raise KinoiseError(
+                        f"{source} changed while it was decoded. Wait until it is written, then run the command again."
+                    )
                 os.rename(claimed, path)
                 sync(folder)
                 made = True

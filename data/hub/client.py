@@ -90,6 +90,8 @@ def push(path: Path, repo: str, *, private: bool = True, revision: str | None = 
     top = item.path if item.path.is_dir() else item.path.parent
     names = sorted(file.relative_to(top).as_posix() for file in item.path.rglob("*") if file.is_file()) or [item.path.name]
     chosen = _chosen(names, patterns)
+    if not chosen:  # a single file without its suffix
+        raise KinoiseError(f"{path}: expected a name that ends in .hdf5 or .zip, by which pull knows it. Rename it.")
     with _hub_errors(repo):
         api = HfApi()
         api.create_repo(repo, repo_type=item.kind, private=private, exist_ok=True)

@@ -84,10 +84,10 @@ def examine(store: EpisodeStore, advance: Callable[[int], None] = lambda rows: N
 
 
 def called(store: EpisodeStore, index: int) -> str:
-    """How messages call an episode: by its index, and its name in the files where it has one."""
+    """How messages call an episode: by its index, its data set in a mixture, and its name in the files where it has one."""
     info = store.info[index]
-    name = info.get("demo") or info.get("task")
-    return f"episode {index} ({name})" if name else f"episode {index}"
+    names = [str(name) for name in (info.get("dataset"), info.get("demo") or info.get("task")) if name]
+    return f"episode {index} ({', '.join(names)})" if names else f"episode {index}"
 
 
 def _checked(

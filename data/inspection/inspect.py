@@ -19,7 +19,8 @@ from rich.text import Text
 from ...config import UsageError, parse
 from ...files import write_text
 from ...spec import KinoiseError
-from .. import FORMATS, Reading, open_store
+from .. import FORMATS, EpisodeStore, Reading, open_store
+from ..mixture.store import Mixture
 from .examine import Examined, examine
 from .page import render
 from .sheet import contact_sheet, write_sheet
@@ -31,6 +32,8 @@ Exit code 0 when the data could be read, problems or not; 1 when nothing could."
 
 SHOWN = 30
 """Problems shown in the terminal, of the first and of the last."""
+MOST_FRAMES = 100
+"""A picture of more takes minutes to lay out, and has more rows than a picture may have."""
 
 
 @dataclass
@@ -53,8 +56,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.idle >= 0:
             raise UsageError(f"idle={self.idle}: expected a share of the range, 0 or more.")
-        if self.frames < 1:
-            raise UsageError(f"frames={self.frames}: expected at least 1.")
+        if not 1 <= self.frames <= MOST_FRAMES:
+            raise UsageError(f"frames={self.frames}: expected from 1 to {MOST_FRAMES}.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         for problem in problems:
             print(f"kinoise: {problem}", file=sys.stderr)
         raise
-    console = Console(stderr=True)
+    opened, console = _comparable(opened, problems), Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("reading", total=work(opened))
         examined = examine(opened, lambda rows: progress.advance(task, rows))
@@ -80,6 +83,17 @@ def main(argv: Sequence[str]) -> int:
         _show(found, Console(), settings.dimensions)
     _write(found, examined, settings)
     return 0 if examined.numbers else 1
+
+
+def _comparable(store: EpisodeStore, problems: list[str]) -> EpisodeStore:
+    """The store itself, but a mixture that bad episodes keep from being normalised, with its data sets' own numbers."""
+    if isinstance(store, Mixture):
+        try:
+            _ = store.laid
+        except KinoiseError as error:
+            problems.append(f"{store.path}: normalise: each can't be done, so numbers here are each data set's own: {error}")
+            return store.unframed()
+    return store
 
 
 def _write(found: dict[str, Any], examined: Examined, settings: Settings) -> None:

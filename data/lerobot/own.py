@@ -14,6 +14,7 @@ from ...files import read_json, write_json
 from ...spec import Feature, KinoiseError, Spec
 from ..base import Extra, features
 from ..check import check_spec
+from ..long_texts import apart, together
 from .episodes import Entry
 from .layout import Info
 from .sources import image_shape
@@ -49,7 +50,8 @@ def write_own(
     """Args: episodes: `{"length": steps, "info": Episode.info}` of each."""
     beside = {key: {"dtype": extra.dtype.name, "shape": list(extra.shape)} for key, extra in extras.items()}
     header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json(), "names": dict(names), "extras": beside}
-    write_json(folder / OWN, {**header, "episodes": list(episodes), "meta": dict(meta)})
+    entries, long = apart(episodes)
+    write_json(folder / OWN, {**header, "episodes": entries, "long": long, "meta": dict(meta)})
 
 
 def read_own(info: Info, entries: Sequence[Entry]) -> tuple[Own | None, str | None]:
@@ -75,7 +77,8 @@ def read_own(info: Info, entries: Sequence[Entry]) -> tuple[Own | None, str | No
             _check(info, names[key], feature)
         for key, extra in extras.items():
             _check(info, names[key], extra)
-        return Own(spec, names, extras, [dict(episodes[entry.number]["info"]) for entry in entries], dict(value["meta"])), None
+        info_of = [together(episodes[entry.number], value.get("long", ())) for entry in entries]
+        return Own(spec, names, extras, info_of, dict(value["meta"])), None
     except (KinoiseError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = str(error) if isinstance(error, KinoiseError) else repr(error)
         return None, f"{OWN}: left aside, for it does not fit the data set ({reason})"

@@ -35,7 +35,7 @@ class Rows:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._files: OrderedDict[str, _File] = OrderedDict()
-        self._last: tuple[tuple[str, tuple[int, ...], tuple[str, ...]], pa.Table] | None = None
+        self._last: tuple[str, tuple[int, ...], dict[str, pa.ChunkedArray]] = ("", (), {})
 
     def __reduce__(self) -> tuple[type[Rows], tuple[Path]]:
         # To another process goes none of what was read.
@@ -79,22 +79,24 @@ class Rows:
             )
         first = int(file.firsts.searchsorted(start, side="right")) - 1
         last = int(file.firsts.searchsorted(stop, side="left"))
-        table = self._groups(entry.data, file, tuple(range(first, last)), tuple(columns))
+        found = self._groups(entry.data, file, tuple(range(first, last)), columns)
         offset = start - int(file.firsts[first])
-        return {name: table.column(name).slice(offset, stop - start) for name in columns}
+        return {name: found[name].slice(offset, stop - start) for name in columns}
 
-    def _groups(self, path: str, file: _File, groups: tuple[int, ...], columns: tuple[str, ...]) -> pa.Table:
-        # Where one row group holds many episodes, neighbours come from the same table.
-        key = (path, groups, columns)
-        if self._last is not None and self._last[0] == key:
-            return self._last[1]
-        try:
-            with pq.ParquetFile(self.root / path, metadata=file.footer, page_checksum_verification=True) as parquet:
-                table = parquet.read_row_groups(list(groups), columns=list(columns), use_threads=False)
-        except UNREADABLE as error:
-            raise KinoiseError(self._damaged(path, error)) from error
-        self._last = (key, table)
-        return table
+    def _groups(self, path: str, file: _File, groups: tuple[int, ...], columns: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+        # Where one row group holds many episodes, neighbours come from the same columns, whichever is asked for in between.
+        if self._last[:2] != (path, groups):
+            self._last = (path, groups, {})
+        kept = self._last[2]
+        absent = [name for name in columns if name not in kept]
+        if absent:
+            try:
+                with pq.ParquetFile(self.root / path, metadata=file.footer, page_checksum_verification=True) as parquet:
+                    table = parquet.read_row_groups(list(groups), columns=absent, use_threads=False)
+            except UNREADABLE as error:
+                raise KinoiseError(self._damaged(path, error)) from error
+            kept |= {name: table.column(name) for name in absent}
+        return kept
 
     def _span(self, entry: Entry) -> tuple[int, int]:
         start, stop = self._file(entry.data).spans.get(entry.number, (0, 0))

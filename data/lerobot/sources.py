@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...spec import Feature, KinoiseError, Spec
 from ..base import ACTION, DONE, REWARD, SUCCESS, TIMESTAMP, Extra
+from ..check import nameable
 from .layout import BOOKKEEPING, INFO, Declared, Info
 
 OBSERVATION, IMAGES, NEXT, BESIDE = "observation.", "observation.images.", "next.", "extra."
@@ -94,8 +94,6 @@ def lerobot_names(spec: Spec, extras: Iterable[str], regular: bool) -> dict[str,
     theirs = {ours: name for name, ours in EXTRAS.items()}
     taken = (*BOOKKEEPING, *_ACTIONS, _STATE, "task")
     for key in extras:
-        if key in names:
-            raise KinoiseError(f"an extra and an observation are both called '{key}'. Rename one.")
         plain = key not in taken and not key.startswith((OBSERVATION, NEXT, BESIDE))
         own = f"{BESIDE}{key}" if key == TIMESTAMP and not regular else theirs.get(key)
         names[key] = own or (key if plain else f"{BESIDE}{key}")
@@ -119,7 +117,7 @@ def image_shape(item: Declared) -> tuple[int, int, int]:
 
 def _unfit(name: str, item: Declared, key: str) -> str | None:
     """Why a feature can't be read."""
-    if key != Path(key).name or key.startswith("."):
+    if not nameable(key):
         return "left out, for its name can't be that of a file"
     if item.visual:
         if item.depth:

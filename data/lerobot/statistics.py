@@ -31,6 +31,7 @@ def _of_numbers(array: np.ndarray) -> Statistics:
         rows = rows if steps else np.zeros((1, rows.shape[1]), rows.dtype)
     exact = rows.astype(np.float64)
     quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
+    rows = exact if rows.dtype == np.uint64 else rows  # whose largest no column of the table could hold
     return {
         "min": rows.min(0),
         "max": rows.max(0),

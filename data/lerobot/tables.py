@@ -60,7 +60,7 @@ class ParquetFiles:
 def column(array: np.ndarray) -> pa.Array:
     """`[rows, *shape]` as LeRobot's columns are: numbers, lists of a fixed size, or for more axes lists of lists."""
     shape = array.shape[1:]
-    result = pa.array(np.ascontiguousarray(array).reshape(-1))
+    result = pa.array(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(-1))
     if shape == () or shape == (1,):
         return result
     if len(shape) == 1:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ...files import new_directory, write_json
 from ...spec import KinoiseError, Spec
 from ..base import TIMESTAMP, Episode, Extra, features
-from ..check import check_episode, check_spec, extras_of, label
+from ..check import check_episode, check_meta, check_spec, extras_of, label
 from .encode import SMALLEST, VideoWriter
 from .images import encoded
 from .layout import BOOKKEEPING, CHUNK_FILES, DATA_PATH, EPISODES_PATH, INFO, STATS_PATH, VIDEO_PATH
@@ -48,6 +48,7 @@ def write(
     """See `LeRobotStore.write`."""
     path = Path(path)
     check_spec(spec)
+    check_meta(meta)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise KinoiseError(f"{path} exists already. Choose another out=, or remove it first.")
     with new_directory(path) as folder, ExitStack() as stack:
@@ -186,10 +187,7 @@ class _Writer:
         return {**kept, "timestamp": {"dtype": "float32", "shape": [1], "names": None}, **found}
 
     def _holds(self, key: str, extra: Extra) -> bool:
-        try:
-            held = len(extra.shape) <= AXES_MOST and 0 not in extra.shape and pa.from_numpy_dtype(extra.dtype) is not None
-        except pa.ArrowException:
-            held = False
+        held = len(extra.shape) <= AXES_MOST
         if not held:
             self.lost.append(f"{key}: {extra.dtype}{list(extra.shape)}, which a column can't hold")
         return held

@@ -8,8 +8,9 @@ normalise: together
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def read_recipe(file: Path) -> Recipe:
         names = [item.name for item in entries]
         repeated = sorted({name for name in names if names.count(name) > 1})
         problems += [f"several data sets are called '{name}': give each a name of its own" for name in repeated]
-        problems += [f"{item.name}: {item.path} does not exist" for item in entries if not item.path.exists()]
+        problems += [f"{item.name}: {item.path} does not exist" for item in entries if not _exists(item.path)]
         if not problems:
             return Recipe(entries, **{key: value[key] for key in SETTINGS if key in value})
     raise KinoiseError(f"{file}: {'; '.join(problems)}. Paths are relative to the file; see docs/data.md, Mixtures.")
@@ -101,11 +102,11 @@ def _loaded(file: Path) -> Any:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
@@ -133,7 +134,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "control": TEXT,
     "gripper": ("a list of indices", lambda value: _is_list(value, _is_index)),
     "rename": ("a mapping of names to new names", _is_renaming),
-    "keys": ("a list of names", lambda value: _is_list(value, _is_text)),
+    "keys": ("a list of names, at least one", lambda value: bool(value) and _is_list(value, _is_text)),
 }
 SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "normalise": (f"{TOGETHER} or {EACH}", lambda value: value in (TOGETHER, EACH)),
@@ -158,10 +159,23 @@ def _unknown(place: str, item: dict[Any, Any], known: set[str]) -> list[str]:
 
 
 def _entry(item: dict[str, Any], folder: Path) -> Entry:
-    path = folder / Path(item["path"]).expanduser()
+    path = folder / _home(item["path"])
     name = item.get("name") or path.resolve().stem
     weight = float(item["weight"]) if "weight" in item else None
     return Entry(path, name, weight, item.get("instruction"), Reading(**dict(_reading(item))))
+
+
+def _home(text: str) -> Path:
+    """With `~` in full; one of nobody's stays as it is, and then doesn't exist."""
+    with suppress(RuntimeError):
+        return Path(text).expanduser()
+    return Path(text)
+
+
+def _exists(path: Path) -> bool:
+    with suppress(OSError):  # too long a name, a folder that may not be looked into
+        return path.exists()
+    return False
 
 
 def _reading(item: dict[str, Any]) -> Iterator[tuple[str, Any]]:

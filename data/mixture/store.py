@@ -63,6 +63,13 @@ class Mixture:
         other._join(members)
         return other
 
+    def unframed(self) -> Mixture:
+        """The same mixture with every member's own numbers, whatever `normalise` says."""
+        other = self.replaced(self.members)
+        other._each = False
+        other.dropped = tuple(other._dropped())
+        return other
+
     @property
     def keys(self) -> tuple[str, ...]:
         return (*self.spec.observations, ACTION)
@@ -113,9 +120,9 @@ class Mixture:
     def frames(self) -> dict[str, tuple[Spec, dict[str, Stats]]]:
         """By member, what a policy that learnt from this mixture needs in order to work in that member's own numbers: its spec,
         and the mixture's statistics in its numbers. {} where all members have the same."""
-        if self.recipe.normalise != EACH:
+        if not self._each:
             return {}
-        stats, members = self.stats(), zip(self.names, self._specs, self._frames, strict=True)
+        stats, members = self.stats(), zip(self.names, self._specs, self.laid, strict=True)
         return {
             name: (spec, {key: frames[key].undone(item) if key in frames else item for key, item in stats.items()})
             for name, spec, frames in members
@@ -126,10 +133,11 @@ class Mixture:
 
         members, problems = [], []
         for entry in self.recipe.entries:
+            if entry.reading.format in (None, self.format) and self.recognises(entry.path):  # unopened: it may list this one
+                problems.append(f"{entry.name}: {entry.path} is a mixture too. List its data sets in this one")
+                continue
             try:
                 members.append(open_store(entry.path, entry.reading, report))
-                if members[-1].format == self.format:
-                    problems.append(f"{entry.name}: {entry.path} is a mixture too. List its data sets in this one")
             except KinoiseError as error:
                 problems.append(f"{entry.name}: {str(error).rstrip('.')}")
         if problems:
@@ -138,12 +146,12 @@ class Mixture:
 
     def _join(self, members: Sequence[EpisodeStore]) -> None:
         entries = self.recipe.entries
-        self.members, self.weights = tuple(members), self.recipe.weights
+        self.members, self.weights, self._each = tuple(members), self.recipe.weights, self.recipe.normalise == EACH
         self.names = tuple(item.name for item in entries)
         instructed = [_instructed(*pair) for pair in zip(entries, members, strict=True)]
         self._specs = [spec for spec, _ in instructed]
         try:
-            self.spec = agreed(dict(zip(self.names, self._specs, strict=True)), self.recipe.normalise == EACH)
+            self.spec = agreed(dict(zip(self.names, self._specs, strict=True)), self._each)
         except SpecMismatch as error:
             raise SpecMismatch(f"{self.path}: {error}") from error
         self._last: Int64[np.ndarray, "members"] = np.cumsum([int(item.ends[-1]) for item in members])
@@ -170,14 +178,15 @@ class Mixture:
             for name, item in zip(self.names, self.members, strict=True):
                 lost = sorted(getattr(item, what).keys() - kept.keys())
                 lines += [f"{name}: {what} {lost}, which not all data sets have, or not alike"] if lost else []
-        if self.recipe.normalise == EACH and len(self.members) > 1:
+        if self._each and len(self.members) > 1:
             lines.append(f"normalise: each: states and actions are in the numbers of {self.names[0]}")
         return lines
 
     @cached_property
-    def _frames(self) -> list[dict[str, Frame]]:
-        """Of each member, by key; where nothing changes there is none. The members' states are read for it, once."""
-        if self.recipe.normalise != EACH or len(self.members) == 1:
+    def laid(self) -> list[dict[str, Frame]]:
+        """For each member, by key, how its numbers are laid over the first one's; where nothing changes there is none. The
+        members' states are read for it, once. Raises KinoiseError for those that can't be read, or are NaN."""
+        if not self._each or len(self.members) == 1:
             return [{} for _ in self.members]
         found = [statistics(item, keys=self._states) for item in self.members]
         result: list[dict[str, Frame]] = [{} for _ in self.members]
@@ -193,7 +202,7 @@ class Mixture:
         return [key for key, feature in features(self.spec).items() if feature.kind == "state"]
 
     def _framed(self, index: int, key: str, values: np.ndarray) -> np.ndarray:
-        frame = self._frames[index].get(key)
+        frame = self.laid[index].get(key)
         return values if frame is None else frame.apply(values)
 
     def _array(self, key: str) -> tuple[np.dtype, tuple[int, ...]]:

@@ -157,6 +157,8 @@ def is_replay(path: Path) -> bool:
     """Whether a folder or zip holds a zarr group with `data` in it, or would if it weren't cut short."""
     if path.is_dir():
         return (path / "data").is_dir() and any((top / name).exists() for top in (path, path / "data") for name in GROUPS)
+    if not path.is_file():  # a pipe, say, which would be waited for
+        return False
     try:
         with path.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
@@ -217,8 +219,8 @@ def _sizes(value: Any) -> tuple[int, ...]:
 def _check_numbers(dtype: np.dtype, where: str) -> None:
     if dtype.kind == "O":
         raise KinoiseError(f"{where} holds Python objects, which are never unpickled: expected numbers. Remove or convert it.")
-    if dtype.kind not in NUMBERS:
-        raise KinoiseError(f"{where} holds {dtype}: expected numbers. Remove or convert it.")
+    if dtype.kind not in NUMBERS or dtype.itemsize > 8:
+        raise KinoiseError(f"{where} holds {dtype}: expected numbers of 64 bits at most. Remove or convert it.")
 
 
 def _check_harmless(codec: str, where: str) -> None:

@@ -36,6 +36,7 @@ from ..base import (
 )
 from ..check import check_spec
 from ..decoded import DecodedStore
+from ..long_texts import together
 from .arrays import EMPTY_CHUNKS, ZarrArray, ZarrFiles, is_replay
 from .rows import ZarrRows
 from .writer import ATTRIBUTE, FORMAT, write_replay
@@ -43,7 +44,8 @@ from .writer import ATTRIBUTE, FORMAT, write_replay
 ENDS = "meta/episode_ends"
 BESIDE = (REWARD, DONE, SUCCESS, TIMESTAMP, SIM_STATE)
 SMALLEST_IMAGE = 16
-"""Sides from which on an array of floats [height, width, 3] is taken for a picture (Push-T's `img` is one)."""
+"""Sides from which on an array of floats [height, width, 3] is taken for a picture (Push-T's `img` is one), and arrays of other
+shapes for none, but for no state either."""
 
 
 class ReplayStore(DecodedStore):
@@ -60,13 +62,13 @@ class ReplayStore(DecodedStore):
         self.path = Path(path)
         if reading.filter is not None:
             raise KinoiseError(f"{self.path} has no filters, so filter={reading.filter} names nothing. Leave it out.")
-        self._files = ZarrFiles(self.path)
-        self._rows = ZarrRows(self.path, self._files.root)
-        attributes = self._files.attributes()
+        files = ZarrFiles(self.path)
+        self._rows = ZarrRows(self.path, files.root)
+        attributes = files.attributes()
         header = attributes.pop(ATTRIBUTE, None)
         notes: list[str] = []
-        ends = self._episode_ends()
-        self._arrays = self._named(int(ends[-1]), report, notes)
+        ends = self._episode_ends(files)
+        self._arrays = self._named(files, int(ends[-1]), report, notes)
         self.texts, self.text, self.info = ("",), np.zeros(len(ends), np.int64), [{} for _ in ends]
         self.extras, self.meta = {}, {}
         spec = None if header is None else self._adopt(header, notes)
@@ -78,10 +80,12 @@ class ReplayStore(DecodedStore):
         check_spec(self.spec)
         try:
             json.dumps(attributes, allow_nan=False)
-            self.meta |= {"zarr": {"attributes": attributes}} if attributes else {}
+            if attributes:
+                told = self.meta.get("zarr")
+                self.meta["zarr"] = {**(told if isinstance(told, dict) else {}), "attributes": attributes}
         except ValueError:
             notes.append(f"the attributes {sorted(attributes)}: they hold NaN or infinity")
-        others = [name for name in self._files.arrays("meta") if name != ENDS]
+        others = [name for name in files.arrays("meta") if name != ENDS]
         self.dropped = (*notes, *(f"{name}: only data and {ENDS} are read" for name in others))
         self._keep(ends, report)
 
@@ -91,8 +95,9 @@ class ReplayStore(DecodedStore):
 
     @classmethod
     def write(cls, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any] | None = None) -> list[str]:
-        """See `write_replay`: plain zarr v2 with zstd, which diffusion_policy's ReplayBuffer reads."""
-        return write_replay(path, spec, episodes, meta=meta)
+        """See `write_replay`: plain zarr v2 with zstd, which diffusion_policy's ReplayBuffer reads. It can hold everything."""
+        write_replay(path, spec, episodes, meta=meta)
+        return []
 
     def decode(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         number, start, stop = self._spans[episode]
@@ -114,8 +119,8 @@ class ReplayStore(DecodedStore):
                 result[key] = numbers
         return result
 
-    def _episode_ends(self) -> np.ndarray:
-        array = self._files.array(ENDS)
+    def _episode_ends(self, files: ZarrFiles) -> np.ndarray:
+        array = files.array(ENDS)
         if array.missing:
             raise KinoiseError(f"{self.path}: {ENDS} lacks its file {array.missing[0][2]}. Copy the store again.")
         if array.dtype.kind not in "iu" or len(array.shape) != 1 or array.shape[0] == 0:
@@ -132,13 +137,13 @@ class ReplayStore(DecodedStore):
             )
         return ends
 
-    def _named(self, steps: int, report: Report, notes: list[str]) -> dict[str, ZarrArray]:
+    def _named(self, files: ZarrFiles, steps: int, report: Report, notes: list[str]) -> dict[str, ZarrArray]:
         """The arrays of `data` that can be read, by their keys; nested groups are joined by dots."""
         found: dict[str, ZarrArray] = {}
-        for name in self._files.arrays("data"):
+        for name in files.arrays("data"):
             key = name.removeprefix("data/").replace("/", ".")
             try:
-                array = self._files.array(name)
+                array = files.array(name)
                 if array.shape[:1] != (steps,):
                     raise KinoiseError(
                         f"{self.path}: {name} has {array.shape[0] if array.shape else 'no'} steps, but {ENDS} ends at {steps}: "
@@ -149,6 +154,9 @@ class ReplayStore(DecodedStore):
                     raise
                 report(str(error))
                 notes.append(f"{name}: it can't be read")
+                continue
+            if 0 in array.shape[1:]:
+                notes.append(f"{name}: {list(array.shape[1:])} a step, which holds no numbers")
                 continue
             if key in found:
                 raise KinoiseError(f"{self.path}: {name} and {found[key].name} would both be called '{key}'. Rename one.")
@@ -171,7 +179,8 @@ class ReplayStore(DecodedStore):
         try:
             spec, texts = Spec.from_json(header["spec"]), tuple(map(str, header["texts"]))
             text = np.array([item["text"] for item in header["episodes"]], np.int64)
-            info, meta = [dict(item["info"]) for item in header["episodes"]], dict(header["meta"])
+            info = [together(item, header.get("long", ())) for item in header["episodes"]]
+            meta = dict(header["meta"])
             extras = {key: Extra(np.dtype(item["dtype"]), tuple(item["shape"])) for key, item in header["extras"].items()}
             wrong = self._differs({**features(spec), **extras}, len(info), texts, text)
             if header["format"] != FORMAT:
@@ -179,7 +188,7 @@ class ReplayStore(DecodedStore):
             if not wrong:
                 self.extras, self.texts, self.text, self.info, self.meta = extras, texts, text, info, meta
                 return spec
-        except (KinoiseError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KinoiseError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             wrong = f"it is damaged: {error!r}"
         notes.append(f"the attribute {ATTRIBUTE} with names, units, texts and rate: {wrong}")
         return None
@@ -202,8 +211,10 @@ class ReplayStore(DecodedStore):
         for array in self._arrays.values():
             if not array.missing:
                 continue
+            # Chunks come in the order of their rows: of those that end after an episode's start, the first is looked at.
             gaps = np.array([gap[:2] for gap in array.missing])
-            hit = ((spans[:, :1] < gaps[None, :, 1]) & (spans[:, 1:] > gaps[None, :, 0])).any(1)
+            nearest = gaps[:, 1].searchsorted(spans[:, 0], side="right")
+            hit = np.append(gaps[:, 0], ends[-1])[nearest] < spans[:, 1]
             whole &= ~hit
             report(
                 f"{self.path}: {array.name} lacks {len(gaps)} of its chunks' files ({array.missing[0][2]} is the first), in "
@@ -230,13 +241,18 @@ def _with(spec: Spec, later: dict[str, Feature]) -> Spec:
 def _derived(key: str, array: ZarrArray, notes: list[str]) -> Feature | Extra:
     """What an array that nobody describes is, by its name, shape and dtype; what is lost of it goes to `notes`."""
     shape = array.shape[1:]
-    if key in BESIDE or not shape or not all(shape):
+    if key in BESIDE or not shape:
         return Extra(array.dtype, shape)
     picture = len(shape) == 3 and shape[-1] == 3
     if picture and (array.dtype == np.uint8 or (array.dtype.kind == "f" and min(shape[:2]) >= SMALLEST_IMAGE)):
         if array.dtype != np.uint8:
             notes.append(f"{array.name}: {array.dtype} becomes uint8, the values stay")
         return Feature(shape, "image")
+    if sum(side >= SMALLEST_IMAGE for side in shape) > 1:  # depth, channels first, ...: thousands of numbers are no state
+        notes.append(
+            f"{array.name}: {list(shape)} a step is no picture [height, width, 3], so it is kept beside the observations"
+        )
+        return Extra(array.dtype, shape)
     if len(shape) > 1:
         notes.append(f"{array.name}: {list(shape)} numbers a step become {int(np.prod(shape))} in a row")
     if array.dtype != np.float32 and not np.can_cast(array.dtype, np.float32):

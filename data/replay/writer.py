@@ -15,7 +15,8 @@ from ... import __version__
 from ...files import new_directory, write_file
 from ...spec import KinoiseError, Spec
 from ..base import Episode, Extra, features
-from ..check import check_episode, check_spec, extras_of, label
+from ..check import check_episode, check_meta, check_spec, extras_of, label
+from ..long_texts import apart
 
 FORMAT = 1
 ATTRIBUTE = "kinoise"
@@ -35,29 +36,27 @@ def write_replay(
     *,
     meta: Mapping[str, Any] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> list[str]:
+) -> None:
     """Streams `episodes` into a new store, a zip when `path` ends in `.zip`; see `Format.write`.
 
     Beside an episode, at most a chunk of each array is in memory.
     """
     path = Path(path)
     check_spec(spec)
-    packed = path.suffix == ".zip"
+    check_meta(meta)
+    packed = path.suffix.lower() == ".zip"
     if path.exists() and (packed or not path.is_dir() or any(path.iterdir())):
         raise KinoiseError(f"{path} exists already. Choose another path, or remove it first.")
     if packed:
-        lost: list[str] = []
-        write_file(path, lambda temporary: lost.extend(_zipped(temporary, path, spec, episodes, meta or {}, chunk_bytes)))
-        return lost
+        write_file(path, lambda temporary: _zipped(temporary, path, spec, episodes, meta or {}, chunk_bytes))
+        return
     with new_directory(path) as temporary:
-        return _written(partial(_put, temporary), path, spec, episodes, meta or {}, chunk_bytes)
+        _written(partial(_put, temporary), path, spec, episodes, meta or {}, chunk_bytes)
 
 
-def _zipped(
-    file: Path, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any], chunk_bytes: int
-) -> list[str]:
+def _zipped(file: Path, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any], chunk_bytes: int) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        return _written(partial(_put_into, archive), path, spec, episodes, meta, chunk_bytes)
+        _written(partial(_put_into, archive), path, spec, episodes, meta, chunk_bytes)
 
 
 def _put(root: Path, name: str, data: bytes) -> None:
@@ -72,15 +71,12 @@ def _put_into(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     archive.writestr(entry, data)
 
 
-def _written(
-    put: Put, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any], chunk_bytes: int
-) -> list[str]:
+def _written(put: Put, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any], chunk_bytes: int) -> None:
     wanted = features(spec)
     columns = {key: _Column(put, f"data/{key}", item.dtype, item.shape, chunk_bytes) for key, item in wanted.items()}
     beside: dict[str, _Column] = {}
     extras: dict[str, Extra] = {}
     texts: dict[str, int] = {}
-    lost: list[str] = []
     entries: list[dict[str, Any]] = []
     ends: list[int] = []
     for index, episode in enumerate(episodes):
@@ -88,8 +84,7 @@ def _written(
             extras = extras_of(episode)
         steps = check_episode(spec, extras, episode, label(index, episode))
         if index == 0:
-            kept, lost = _holdable(extras, wanted.keys())
-            beside = {key: _Column(put, f"data/{key}", *extra, chunk_bytes) for key, extra in kept.items()}
+            beside = {key: _Column(put, f"data/{key}", *extra, chunk_bytes) for key, extra in extras.items()}
         for key, column in columns.items():
             column.append(episode.arrays[key])
         for key, column in beside.items():
@@ -103,30 +98,28 @@ def _written(
     last.append(np.array(ends, np.int64))
     for column in (*columns.values(), *beside.values(), last):
         column.close()
-    held = {key: {"dtype": extras[key].dtype.name, "shape": list(extras[key].shape)} for key in beside}
-    header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json(), "texts": list(texts), "episodes": entries}
-    foreign = dict(meta.get("zarr", {}).get("attributes", {}))
-    rest = {key: value for key, value in meta.items() if key != "zarr"}
+    held = {key: {"dtype": extra.dtype.name, "shape": list(extra.shape)} for key, extra in extras.items()}
+    header = {"format": FORMAT, "kinoise": __version__, "spec": spec.to_json(), "texts": list(texts)}
+    short, long = apart(entries)
+    foreign, rest = _apart(meta)
     for group in ("", "data/", "meta/"):
         put(f"{group}.zgroup", _json({"zarr_format": 2}))
-    put(".zattrs", _json({**foreign, ATTRIBUTE: {**header, "extras": held, "meta": rest}}))
-    return lost
+    put(".zattrs", _json({**foreign, ATTRIBUTE: {**header, "episodes": short, "long": long, "extras": held, "meta": rest}}))
 
 
-def _holdable(extras: Mapping[str, Extra], taken: Iterable[str]) -> tuple[dict[str, Extra], list[str]]:
-    """The extras that zarr can hold, and a line for each other one. Raises KinoiseError for a name that a feature has."""
-    both = sorted(set(taken) & extras.keys())
-    if both:
-        raise KinoiseError(f"{both} are observations and extras, but lie in one folder here. Rename the observations.")
-    kept = {key: extra for key, extra in extras.items() if extra.dtype.itemsize <= 8 and all(extra.shape)}
-    return kept, [f"extra '{key}': {extras[key].dtype}{list(extras[key].shape)}" for key in extras.keys() - kept.keys()]
+def _apart(meta: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The attributes that a zarr store brought, which go back where they were, and the rest of `meta`."""
+    told = meta.get("zarr")
+    attributes = told.get("attributes") if isinstance(told, Mapping) else None
+    if not isinstance(told, Mapping) or not isinstance(attributes, Mapping) or not attributes or ATTRIBUTE in attributes:
+        return {}, dict(meta)
+    others = {key: value for key, value in told.items() if key != "attributes"}
+    rest = {key: value for key, value in meta.items() if key != "zarr"}
+    return dict(attributes), {**rest, **({"zarr": others} if others else {})}
 
 
 def _json(value: Any) -> bytes:
-    try:
-        return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-    except (TypeError, ValueError) as error:
-        raise KinoiseError(f"meta is not JSON ({error}). Use plain numbers, text and lists.") from error
+    return (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
 
 
 class _Column:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...spec import Feature, KinoiseError, Spec
 from ..base import ACTION, DONE, REWARD, SIM_STATE, Extra, features
-from ..check import check_spec
+from ..check import check_spec, nameable
 from .layout import ACTIONS, OBS, Array, Demo, unreadable
 
 FORMAT = 1
@@ -111,7 +110,7 @@ def derived(expected: Mapping[str, Array], demos: Sequence[Demo]) -> Plan:
             lines.append(f"{path}: {array} a step fits neither a state nor an image")
             continue
         key = ACTION if path == ACTIONS else _key(path, feature, expected)
-        if key in keys or not _nameable(key):
+        if key in keys or not nameable(key):
             lines.append(f"{path}: {'it and another' if key in keys else 'no observation'} can be called '{key}'")
             continue
         keys[key] = path
@@ -123,7 +122,7 @@ def derived(expected: Mapping[str, Array], demos: Sequence[Demo]) -> Plan:
             lines.append(f"{path}: {list(array.shape or ())} a step, laid out as {list(feature.shape)}")
     lines += [f"{', '.join(paths)}: {dtype}, made float32" for dtype, paths in rounded.items()]
     beside, others = extras(demos)
-    named = {_extra_key(path): path for path in beside if _extra_key(path) not in keys and _nameable(_extra_key(path))}
+    named = {_extra_key(path): path for path in beside if _extra_key(path) not in keys and nameable(_extra_key(path))}
     lines += [*others, *(f"{path}: no extra can have this name" for path in beside if path not in named.values())]
     spec = Spec(observations, observed(ACTIONS, expected[ACTIONS]) or Feature((0,)), 0.0)
     return Plan(spec, {key: beside[path] for key, path in named.items()}, {**keys, **named}, None, lines)
@@ -166,7 +165,7 @@ def extras(demos: Sequence[Demo]) -> tuple[dict[str, Extra], list[str]]:
             continue
         first = next(item.arrays[path] for item in demos if path in item.arrays)
         unlike = next((f"{item.name}: {problem}" for item in demos if (problem := _unlike(item, path, first))), None)
-        if unlike is not None or first.dtype is None or not first.shape:
+        if unlike is not None or first.dtype is None or first.dtype.itemsize > 8 or not first.shape or 0 in first.shape[1:]:
             lines.append(f"{path}: not an array of numbers alike in every episode ({unlike or first})")
         else:
             found[path] = Extra(first.dtype.newbyteorder("="), first.shape[1:])
@@ -200,7 +199,3 @@ def _key(path: str, feature: Feature, taken: Mapping[str, Any]) -> str:
 
 def _extra_key(path: str) -> str:
     return {theirs: ours for ours, theirs in SPELLED.items()}.get(path, path)
-
-
-def _nameable(key: str) -> bool:
-    return key == Path(key).name and not key.startswith(".") and key.isprintable()

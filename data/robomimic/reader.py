@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class RobomimicStore(DecodedStore):
             except KinoiseError as error:
                 dropped.append(f"data's attribute kinoise: not used, {error}")
         if plan is None:
-            plan = self._derived(derived(expected, demos), env_args, attributes, any(text.values()), reading.rate)
+            plan = self._derived(derived(expected, demos), env_args, attributes, any(text.values()), reading)
             if any(NEXT_OBS in item.groups for item in demos):
                 plan.lines.append(
                     "next_obs: observations a step on, made again when written; those after the last action are lost"
@@ -112,7 +113,7 @@ class RobomimicStore(DecodedStore):
         return {key: self._array(episode, key) for key in keys}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_last": None}
+        return {**super().__getstate__(), "_file": None}
 
     def _array(self, episode: int, key: str) -> np.ndarray:
         steps = int(self.ends[episode]) - int(self.ends[episode - 1] if episode else 0)
@@ -171,14 +172,20 @@ class RobomimicStore(DecodedStore):
         return {}
 
     def _derived(
-        self, plan: Plan, env_args: dict[str, Any], attributes: dict[str, Any], language: bool, rate: float | None
+        self, plan: Plan, env_args: dict[str, Any], attributes: dict[str, Any], language: bool, reading: Reading
     ) -> Plan:
-        """`plan` with what `env_args` say. Raises KinoiseError when neither they nor the user say the rate."""
-        rate = env.rate(env_args) or rate
+        """`plan` with what `env_args` say. Raises KinoiseError when neither they nor the user say the rate, and for a file
+        without observations."""
+        if not plan.spec.observations:
+            raise KinoiseError(
+                f"{self.path}: its episodes hold no observations, only actions and {', '.join(plan.extras) or 'nothing else'}. "
+                f"Let the simulator make them first: robomimic's dataset_states_to_obs.py."
+            )
+        rate = env.rate(env_args) or reading.rate
         if rate is None:
             raise KinoiseError(f"{self.path}: data's env_args hold no rate (env_kwargs.control_freq). Say it with rate=.")
         control, action = env.control(env_args), plan.spec.action
-        if control == "delta":
+        if control == "delta" and reading.control in (None, control):
             action = replace(action, low=(-1.0,) * action.shape[0], high=(1.0,) * action.shape[0])
         spec = replace(
             plan.spec,
@@ -215,7 +222,8 @@ class RobomimicStore(DecodedStore):
         """What is told of a demonstration; filters are the file's, in kinoise's order where that wrote the same ones."""
         inside = sorted(name for name, listed in masks.items() if item.name in listed)
         model = item.attributes.get("model_file")
-        info: dict[str, Any] = {"model_file": model} if isinstance(model, str) else {}
+        # Most demonstrations of a file share one scene: 80 kB each, which are kept once.
+        info: dict[str, Any] = {"model_file": sys.intern(model)} if isinstance(model, str) else {}
         if not isinstance(ours.get("info"), dict):
             told = {"demo": item.name, "task": task, "ep_meta": ep_meta}
             return {**{key: value for key, value in told.items() if value}, **info, "filters": inside}

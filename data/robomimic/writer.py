@@ -15,7 +15,7 @@ from ... import __version__
 from ...files import write_file
 from ...spec import KinoiseError, Spec
 from ..base import ACTION, DONE, REWARD, SUCCESS, Episode, Extra, features
-from ..check import check_episode, check_spec, extras_of, label
+from ..check import check_episode, check_meta, check_spec, extras_of, label
 from .layout import ACTIONS, NEXT_OBS, OBS
 from .names import FORMAT, RESERVED, SPELLED, array_path
 
@@ -38,6 +38,7 @@ def write_robomimic(path: Path, spec: Spec, episodes: Iterable[Episode], meta: M
     """
     path = Path(path)
     check_spec(spec)
+    check_meta(meta)
     if path.exists():
         raise KinoiseError(f"{path} exists already. Choose another out=, or remove it first.")
     lost: list[str] = []

@@ -75,6 +75,7 @@ def export_policy(
                 "path": None if checkpoint is None else str(checkpoint),
                 "sha256": None if weights is None else sha256(weights),
                 "parameters": policy.parameter_count,
+                **({} if policy.frame is None else {"frame": policy.frame}),
             },
             "opset": OPSET,
             "policy": asdict(policy.config),

@@ -105,6 +105,15 @@ def test_a_data_set_that_is_a_file_is_one_there(hub, kinoise, tmp_path):
     assert (tmp_path / "back/a.zarr.zip").read_bytes() == (tmp_path / "a.zarr.zip").read_bytes()
 
 
+def test_a_file_that_pull_would_not_know_is_not_pushed(hub, kinoise, tmp_path):
+    write_replay(tmp_path / "a.zarr.zip", SPEC, EPISODES)
+    (tmp_path / "a.zarr.zip").rename(tmp_path / "a")
+    done = kinoise("push", tmp_path / "a", "me/zip")
+    assert done.code == 1
+    assert "ends in .hdf5 or .zip" in done.err
+    assert not hub.repos
+
+
 def test_a_lerobot_data_set_is_tagged_with_its_version_for_lerobot_finds_it_by_that(hub, kinoise, tmp_path):
     LeRobotStore.write(tmp_path / "data", SPEC, EPISODES)
     done = kinoise("push", tmp_path / "data", "me/arm")

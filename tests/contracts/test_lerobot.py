@@ -75,7 +75,7 @@ def test_an_episode_written_and_read_is_the_same(data):
             "image": Feature((4, 3, 3), "image"),
             "image.top left": Feature((3, 3, 3), "image"),
             "img": Feature((2, 5, 3), "image"),
-            "grid": Feature((2, 3)),
+            "grid": Feature((6,)),
             "one": Feature((1,), low=(-1.0,), high=(1.0,)),
         }.items()
         if key == "state" or draw(st.booleans())
@@ -157,6 +157,25 @@ def test_statistics_are_those_of_the_pictures_and_numbers(tmp_path):
             np.testing.assert_allclose(np.ravel(found[name][kind]), truth, atol=1e-6)
         assert np.shape(found[name]["mean"]) == ((3, 1, 1) if image else (3,))
         assert found[name]["count"] == [16]
+
+
+def test_a_row_group_of_many_episodes_is_decoded_once(tmp_path, monkeypatch):
+    spec, items = small()
+    LeRobotStore.write(tmp_path / "data", spec, items)
+    (file,) = (tmp_path / "data/data").rglob("*.parquet")
+    pq.write_table(pq.read_table(file), file)  # as pandas would: one row group
+    reads: list[list[str]] = []
+    whole = pq.ParquetFile.read_row_groups
+
+    def counted(self, groups, columns, **options):
+        reads.append(list(columns))
+        return whole(self, groups, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", counted)
+    store = open_store(tmp_path / "data")
+    for index, item in enumerate(items):
+        np.testing.assert_array_equal(episode(store, index).arrays["action"], item.arrays["action"])
+    assert sorted(reads) == [["action"], [CAMERA], ["observation.state"]]
 
 
 def small(count: int = 3, size: tuple[int, int] = (32, 48)) -> tuple[Spec, list[Episode]]:

@@ -171,6 +171,38 @@ def no_checks(store: TapedStore, episode: int, keys) -> dict[str, np.ndarray]:
     return {key: episodes()[episode].arrays.get(key, episodes()[episode].extras.get(key)) for key in keys}
 
 
+def test_a_source_that_changes_while_it_is_decoded_is_refused(tape, tmp_path, monkeypatch):
+    def changed(self, episode, keys):
+        if episode == 3 and "image.a" in keys:
+            rewrite(self.path)
+        return no_checks(self, episode, keys)
+
+    monkeypatch.setattr(TapedStore, "decode", changed)
+    with pytest.raises(KinoiseError, match="changed while it was decoded"):
+        mapped(TapedStore(tape), tmp_path / "cache", console=QUIET)
+    assert not copies(tmp_path / "cache")
+
+
+def test_files_that_were_only_touched_while_it_was_decoded_are_the_same(tape, tmp_path, monkeypatch):
+    decode = TapedStore.decode
+    monkeypatch.setattr(TapedStore, "decode", lambda self, *what: (self.path / "3.npz").touch() or decode(self, *what))
+    same(mapped(TapedStore(tape), tmp_path / "cache", console=QUIET), TapedStore(tape))
+
+
+def test_copies_do_not_go_into_the_source(tape, tmp_path):
+    (tmp_path / "link").symlink_to(tape)
+    for folder in (tape / "cache", tmp_path / "link" / "run" / "cache", tape):
+        with pytest.raises(KinoiseError, match=r"within the data set.*cache=FOLDER"):
+            mapped(TapedStore(tape), folder, console=QUIET)
+    assert len(list(tape.iterdir())) == len(LENGTHS) + 1
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{HIRAGANA LETTER A}" * 85])
+def test_a_source_may_have_the_longest_name(tmp_path, name):
+    tape = write_tape(tmp_path / name, SPEC, episodes())
+    same(mapped(TapedStore(tape), tmp_path / "cache", console=QUIET), TapedStore(tape))
+
+
 def test_unchanged_files_are_not_read_again(tape, tmp_path, monkeypatch):
     read: list[Path] = []
     digest = content._digest
@@ -371,7 +403,7 @@ def test_statistics_of_a_large_native_store_are_taken_once(tmp_path, monkeypatch
     write_store(tmp_path / "native", SPEC, episodes())
     store, reading = open_store(tmp_path / "native"), Reading(rename={"image.a": "image.top"}, keys=("image.top",))
     assert measured(store, tmp_path / "cache") is store
-    monkeypatch.setattr("kinoise.data.cache.measured.LARGE_BYTES", 0)
+    monkeypatch.setattr("kinoise.data.cache.kept.LARGE_BYTES", 0)
     truth = store.stats()
     assert measured(store, tmp_path / "cache").stats() == truth
     with monkeypatch.context() as patch:
@@ -384,6 +416,11 @@ def test_statistics_of_a_large_native_store_are_taken_once(tmp_path, monkeypatch
         }
     (tmp_path / "native" / "data" / "state" / "0.0").touch()
     measured(open_store(tmp_path / "native"), tmp_path / "cache").stats()
+    (tmp_path / "mixture.yaml").write_text("datasets: [{path: native}, {path: native, name: again}]")
+    with monkeypatch.context() as patch:
+        patch.setattr("kinoise.data.native.statistics", lambda store: pytest.fail("taken again"))
+        mixed = measured(open_store(tmp_path / "mixture.yaml"), tmp_path / "cache")
+        assert mixed.stats()["image.a"].mean == pytest.approx(truth["image.a"].mean)
     files = list((tmp_path / "cache").iterdir())
     assert len(files) == 2
     files[0].write_text("{}")

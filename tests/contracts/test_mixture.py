@@ -231,6 +231,16 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "one name twice": ({"datasets": [{"path": "a"}, {"path": "a"}]}, ("several data sets are called 'a'",)),
     "no such filter": ({"datasets": [{"path": "a", "filter": "train"}, {"path": "b", "keys": ["eef"]}]}, ("filter", "eef")),
     "a mixture": ({"datasets": [{"path": "inner.yaml"}]}, ("a mixture too",)),
+    "itself": ({"datasets": [{"path": "bad.yaml"}, {"path": "x"}]}, ("x does not exist",)),
+    "itself alone": ({"datasets": [{"path": "bad.yaml"}]}, ("a mixture too",)),
+    "no paths": (
+        {"datasets": [{"path": "~nobody-here/x"}, {"path": "a" * 300}]},
+        ("x: ", "~nobody-here/x does not exist", "aaa does not exist"),
+    ),
+    "no numbers": (
+        {"datasets": [{"path": "a", "weight": 10**400}, {"path": "a\0b"}, {"path": "a", "keys": []}]},
+        ("datasets[0]: weight: expected a number above 0", "datasets[1]: path: expected text", "datasets[2]: keys: expected a"),
+    ),
     "superfluous": ({"datasets": [{"path": "a", "instruction": "x"}]}, ("leave out instruction",)),
 }
 

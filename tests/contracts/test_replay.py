@@ -182,8 +182,8 @@ def own(seed: int = 0) -> tuple[Spec, list[Episode]]:
 @pytest.mark.parametrize("chunk_bytes", [1, 100, 2**20])
 def test_what_kinoise_wrote_comes_back_whole_and_is_plain_zarr(name, chunk_bytes, tmp_path):
     spec, items = own()
-    meta = {"robomimic": {"env_args": {"name": "Lift"}}, "zarr": {"attributes": {"author": "nobody"}}}
-    assert write_replay(tmp_path / name, spec, iter(items), meta=meta, chunk_bytes=chunk_bytes) == []
+    meta = {"robomimic": {"env_args": {"name": "Lift"}}, "zarr": {"attributes": {"author": "nobody"}, "of": 2}}
+    write_replay(tmp_path / name, spec, iter(items), meta=meta, chunk_bytes=chunk_bytes)
     store = open_store(tmp_path / name)
     assert (store.spec, store.meta, store.dropped) == (spec, meta, ())
     assert store.extras == {"reward": Extra(np.dtype(float), ()), "sim_state": Extra(np.dtype(float), (7,))}
@@ -233,28 +233,6 @@ def test_an_array_that_was_added_later_is_an_observation(tmp_path):
     store = open_store(tmp_path / "store")
     assert store.spec.observations == {**spec.observations, "force": Feature((6,))}
     assert store.spec.rate == 20.0
-
-
-def test_names_that_meet_are_refused_and_what_zarr_lacks_is_listed(tmp_path):
-    spec, items = own()
-    lost = write_replay(
-        tmp_path / "store",
-        spec,
-        [
-            Episode(item.arrays, item.instruction, {}, {"wide": np.zeros(len(item.arrays["action"]), np.longdouble)})
-            for item in items
-        ],
-    )
-    assert len(lost) == 1
-    assert "wide" in lost[0]
-    assert open_store(tmp_path / "store").extras == {}
-    with pytest.raises(KinoiseError, match="state"):
-        write_replay(
-            tmp_path / "other",
-            spec,
-            [Episode(item.arrays, item.instruction, {}, {"state": item.arrays["state"]}) for item in items],
-        )
-    assert not (tmp_path / "other").exists()
 
 
 class Trap:
@@ -416,3 +394,36 @@ def test_other_folders_and_zips_are_no_replay_buffers(tmp_path):
     (tmp_path / "empty.zip").write_text("")
     for name in ("lerobot", "group", "text.zip", "empty.zip"):
         assert not ReplayStore.recognises(tmp_path / name)
+
+
+def test_an_array_without_numbers_is_left_out_and_listed(replay):
+    zarr.open_group(replay, mode="r+").create_array("data/none", shape=(50, 0), chunks=(50, 1), dtype="f4")
+    store = open_store(replay, TEN)
+    assert "none" not in {*store.keys, *store.extras}
+    assert "data/none: [0] a step, which holds no numbers" in store.dropped
+
+
+def test_episodes_beside_missing_chunks_are_kept_however_many_there_are(tmp_path):
+    steps, lengths = 60, [7, 1, 12, 3, 9, 20, 8]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    action = group.create_array("data/action", shape=(steps, 2), chunks=(3, 1), dtype="f4")
+    action[:] = 1.0 + np.arange(steps * 2).reshape(steps, 2)
+    group.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    for chunk in ("1.0", "1.1", "7.1", "12.0", "13.1"):  # steps 3 to 5, 21 to 23, 36 to 41
+        (tmp_path / f"a.zarr/data/action/{chunk}").unlink()
+    said: list[str] = []
+    store = open_store(tmp_path / "a.zarr", TEN, said.append)
+    assert len(said) == 1
+    assert "lacks 5 of its chunks' files (1.0 is the first), in 4 of 7 episodes (0 is the first)" in said[0]
+    assert np.diff(store.ends, prepend=0).tolist() == [1, 12, 8]
+    np.testing.assert_array_equal(store.read("action", 0, 21)[:, 0], 1 + 2 * np.r_[7:8, 8:20, 52:60])
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (16, 20, 1), (3, 16, 20), (16, 20, 4)])
+def test_what_looks_like_another_kind_of_picture_is_no_state(shape, replay):
+    given = np.random.default_rng(0).integers(0, 256, (50, *shape), np.uint8)
+    zarr.open_group(replay, mode="r+").create_array("data/depth", data=given)
+    store = open_store(replay, TEN)
+    assert "depth" not in store.keys
+    np.testing.assert_array_equal(store.read("depth", 0, 50), given)
+    assert any("data/depth" in line and "kept beside" in line for line in store.dropped)

@@ -206,3 +206,41 @@ def test_a_store_is_read_in_other_processes(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for found in pool.starmap(store.read, [("action", 0, 13)] * 4):
             np.testing.assert_array_equal(found, truth)
+
+
+@pytest.mark.parametrize(("control", "bound"), [(None, True), ("delta", True), ("absolute", False), ("relative", False)])
+def test_bounds_of_steps_are_not_those_of_what_the_user_says_are_places(control, bound, tmp_path):
+    store = open_store(foreign(tmp_path / "a.hdf5"), Reading(control=control))
+    assert store.spec.control == (control or "delta")
+    assert (store.spec.action.low, store.spec.action.high) == (((-1.0,) * 7, (1.0,) * 7) if bound else (None, None))
+
+
+def test_a_recording_without_observations_says_how_to_make_them(tmp_path):
+    def strip(file: h5py.File) -> None:
+        for name in LENGTHS:
+            del file[f"data/{name}/obs"]
+
+    path = change(foreign(tmp_path / "a.hdf5"), strip)
+    with pytest.raises(KinoiseError, match=r"no observations, only actions and .*sim_state.*dataset_states_to_obs"):
+        open_store(path)
+
+
+def test_arrays_that_no_extra_can_be_are_left_out_and_listed(tmp_path):
+    def add(file: h5py.File) -> None:
+        for name, steps in LENGTHS.items():
+            put(file, f"data/{name}/nothing", np.zeros((steps, 0)))
+            put(file, f"data/{name}/wide", np.zeros(steps, np.longdouble))
+
+    store = open_store(change(foreign(tmp_path / "a.hdf5"), add))
+    assert store.extras.keys() == {REWARD, DONE, SIM_STATE}
+    assert {"nothing", "wide"} <= {line.split(":")[0] for line in store.dropped}
+
+
+def test_a_scene_that_demonstrations_share_is_kept_once(tmp_path):
+    def scene(file: h5py.File) -> None:
+        for name in LENGTHS:
+            file[f"data/{name}"].attrs["model_file"] = "<mujoco>" * 10_000
+
+    store = open_store(change(foreign(tmp_path / "a.hdf5"), scene))
+    assert [info["model_file"] for info in store.info] == ["<mujoco>" * 10_000] * 3
+    assert len(pickle.dumps(store)) < 160_000

@@ -159,6 +159,7 @@ def test_what_the_target_cannot_hold_is_listed(tmp_path, capsys):
         (("SRC", "DST.zarr", "keys=[a]"), 1, "keys has ['a']"),
         (("SRC", "DST.zarr", "control=tape"), 1, "control=tape"),
         (("NOWHERE", "DST.zarr"), 1, "does not exist"),
+        (("SRC/../SRC", "SRC/inside.zarr"), 2, "would lie inside"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_leaves_nothing(arguments, code, message, tmp_path, capsys):
@@ -169,6 +170,25 @@ def test_a_wrong_command_is_one_line_and_leaves_nothing(arguments, code, message
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["SRC"]
     assert not (tmp_path / "SRC/inside.zarr").exists()
+
+
+def test_an_ending_may_be_in_capitals(tmp_path):
+    write_store(tmp_path / "native", SPEC, demonstrations([3], 0))
+    for ending, name in ((".ZARR.ZIP", "zarr"), (".HDF5", "robomimic")):
+        assert convert(tmp_path / "native", tmp_path / f"a{ending}") == 0
+        assert (tmp_path / f"a{ending}").is_file()
+        assert open_store(tmp_path / f"a{ending}").format == name
+
+
+def test_links_that_lead_nowhere_are_one_line(tmp_path, capsys):
+    write_store(tmp_path / "native", SPEC, demonstrations([3], 0))
+    (tmp_path / "loop").symlink_to("loop")
+    for arguments, message in ((("loop", "b"), "does not exist"), (("native", "loop"), "can't write")):
+        assert convert(*(tmp_path / item for item in arguments), "format=kinoise") == 1
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loop", "native"]
 
 
 @pytest.mark.parametrize("name", ENDINGS)

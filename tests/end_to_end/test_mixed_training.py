@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import yaml
-from kinoise import envs, files
+from kinoise import cli, envs, files
 from kinoise.data import Episode, write_store
 from kinoise.envs.base import Env
 from kinoise.eval import __main__ as eval_command
 from kinoise.eval.evaluate import evaluate
 from kinoise.policies.checkpoint import load_policy, resolve
+from kinoise.policies.onnx import load_onnx
 from kinoise.spec import KinoiseError, Spec, SpecMismatch
 from kinoise.train.__main__ import main
 from line_world import ExpertDriver, make, make_centimetres
@@ -85,7 +89,7 @@ def test_two_data_sets_are_trained_on_resumed_and_evaluated(tmp_path: Path) -> N
     result = play(run, make)
     assert [item["error"] for item in result["episodes"]] == [None] * 4
     describe(tmp_path, {"path": "a", "weight": 2}, other)
-    with pytest.raises(KinoiseError, match="data"):
+    with pytest.raises(KinoiseError, match=r"mixture.yaml is not what .* order, weights and normalise count"):
         train(data, run, "train.steps=3", "resume=true")
 
 
@@ -107,3 +111,43 @@ def test_a_robot_with_other_numbers_is_normalised_and_run_by_its_own(tmp_path: P
     assert eval_command.main([str(run), "env=line/go", "frame=cm", "device=cpu"]) == 0
     assert seen[0].frame == "cm"
     assert seen[0].spec.action.high == (10.0,)
+
+
+@contextmanager
+def jaxtyping_off() -> Iterator[None]:
+    """What is traced has symbols for sizes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+COMMANDS = {
+    "eval": ["env=line/go"],
+    "delay-sweep": ["env=line/go"],
+    "serve": [],
+    "control": ["env=line/go"],
+    "latency": [],
+    "calibrate": ["data=a"],
+    "fit-cache": ["data=a"],
+    "export-onnx": ["out=exported"],
+}
+
+
+def test_every_command_that_plans_takes_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_store(tmp_path / "a", *driven(make, range(1)))
+    write_store(tmp_path / "cm", *driven(make_centimetres, range(1)))
+    data, run = describe(tmp_path, {"path": "a"}, {"path": "cm"}, normalise="each"), tmp_path / "run"
+    assert train(data, run, "train.steps=1") == 0
+    monkeypatch.chdir(tmp_path)
+    for name, more in COMMANDS.items():
+        seen = io.StringIO()
+        with redirect_stderr(seen):
+            assert cli.main([name, "run", *more, "frame=inch"]) == 2, name
+        assert "one of a, cm" in seen.getvalue(), name
+    with jaxtyping_off():
+        assert cli.main(["export-onnx", "run", "out=exported", "frame=cm"]) == 0
+    exported = load_onnx(tmp_path / "exported")
+    assert exported.spec == load_policy(run, frame="cm", device="cpu").spec
+    assert exported.checkpoint["frame"] == "cm"

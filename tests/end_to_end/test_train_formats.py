@@ -82,5 +82,5 @@ def test_how_it_is_read_is_said_on_the_command_line(tmp_path):
     assert not (tmp_path / "run").exists()
     train(data, tmp_path / "run", "filter=some", "rate=5", f"cache={tmp_path}/elsewhere")
     assert len(list((tmp_path / "elsewhere").glob("data.hdf5-*"))) == 1
-    with pytest.raises(KinoiseError, match="does not hold what the run was trained on"):
+    with pytest.raises(KinoiseError, match="is not what the run was trained on"):
         train(data, tmp_path / "run", "filter=some", "rate=6", "resume=true", f"cache={tmp_path}/elsewhere")

@@ -54,7 +54,6 @@ SPEC = Spec(
     {
         "state": Feature((3,), names=("a", "b", "c")),
         "image.top": Feature((32, 48, 3), "image"),
-        "grid": Feature((2, 2)),
         "image": Feature((7, 5, 3), "image"),
     },
     Feature((2,), names=("x", "gripper")),
@@ -71,7 +70,6 @@ def made(lengths: tuple[int, ...] = (6, 1, 9, 5)) -> list[Episode]:
             {
                 "state": rng.normal(size=(steps, 3)).astype(np.float32),
                 "image.top": frames(steps, index),
-                "grid": rng.normal(size=(steps, 2, 2)).astype(np.float32),
                 "image": rng.integers(0, 256, (steps, 7, 5, 3), np.uint8),
                 "action": rng.normal(size=(steps, 2)).astype(np.float32),
             },
@@ -81,6 +79,7 @@ def made(lengths: tuple[int, ...] = (6, 1, 9, 5)) -> list[Episode]:
                 "reward": rng.normal(size=steps).astype(np.float32),
                 "done": np.arange(steps) == steps - 1,
                 "sim_state": rng.normal(size=(steps, 4)),
+                "grid": rng.normal(size=(steps, 2, 2)).astype(np.float32),
             },
         )
         for index, steps in enumerate(lengths)
@@ -109,7 +108,7 @@ def test_lerobot_reads_what_kinoise_writes(lerobot, tmp_path):
     assert len(set(about["files"])) > 1
     assert len(list((folder / "videos").rglob("*.mp4"))) > 1
     assert about["tasks"] == [item.instruction for item in items for _ in item.arrays["action"]]
-    names = {"state": "observation.state", "grid": "observation.grid", "action": "action"}
+    names = {"state": "observation.state", "grid": "grid", "action": "action"}
     names |= {"reward": "next.reward", "done": "next.done", "sim_state": "sim_state"}
     for ours, theirs in names.items():
         # LeRobot itself rounds numbers to float32 when it reads them.
@@ -136,9 +135,9 @@ def _check_statistics(stats: dict[str, dict[str, list[Any]]], items: list[Episod
     assert stats["action"].keys() == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
 
 
-def _given(items: list[Episode], file: Path, **about: Any) -> None:
+def _given(items: list[Episode], file: Path, grid: str = "grid", **about: Any) -> None:
     """Episodes for the script to write, under LeRobot's names."""
-    names = {"state": "observation.state", "image.top": CAMERA, "image": "observation.image", "grid": "observation.grid"}
+    names = {"state": "observation.state", "image.top": CAMERA, "image": "observation.image", "grid": grid}
     names |= {"action": "action", "reward": "next.reward", "done": "next.done", "sim_state": "sim_state"}
     shaped = {key: together(items, key) for key in names}
     arrays = {names[key]: array[:, None] if array.ndim == 1 else array for key, array in shaped.items()}
@@ -153,6 +152,7 @@ def test_kinoise_reads_what_lerobot_writes(lerobot, tmp_path):
     _given(
         items,
         tmp_path / "given.npz",
+        grid="observation.grid",
         fps=10,
         data_mb=0.01,
         video_mb=0.002,
@@ -185,7 +185,7 @@ def test_kinoise_reads_what_lerobot_writes(lerobot, tmp_path):
         assert found.instruction == item.instruction
         for key in ("state", "action", "image", "reward", "done", "sim_state"):
             np.testing.assert_array_equal({**found.arrays, **found.extras}[key], {**item.arrays, **item.extras}[key], key)
-        np.testing.assert_array_equal(found.arrays["grid"], item.arrays["grid"].reshape(-1, 4))
+        np.testing.assert_array_equal(found.arrays["grid"], item.extras["grid"].reshape(-1, 4))
         np.testing.assert_allclose(found.extras["timestamp"], np.arange(len(item.arrays["action"])) / 10, atol=1e-6)
         error = abs(found.arrays["image.top"].astype(int) - item.arrays["image.top"]).max()
         assert error <= CODEC_ERROR

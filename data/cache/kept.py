@@ -10,9 +10,10 @@ from pathlib import Path
 from ...files import read_json, write_json
 from ...spec import KinoiseError, Stats
 from ..base import EpisodeStore, features
+from ..mixture.store import Mixture
 from ..native import NativeStore
 from ..view import View
-from .content import identity, source_files
+from .content import identities, title
 from .copies import CachedStore
 
 LARGE_BYTES = 2**30
@@ -24,9 +25,8 @@ class Measured(View):
 
     def __init__(self, store: NativeStore, folder: Path) -> None:
         super().__init__(store, store.spec, {})
-        files = {name: identity(file) for name, file in source_files(store.path).items()}
-        key = hashlib.sha256(json.dumps([VERSION, store.spec.to_json(), files]).encode()).hexdigest()[:16]
-        self._file = folder / f"{store.path.resolve().name[:100]}-{key}.stats.json"
+        key = hashlib.sha256(json.dumps([VERSION, store.spec.to_json(), identities(store.path)]).encode()).hexdigest()[:16]
+        self._file = folder / f"{title(store.path)}-{key}.stats.json"
 
     def stats(self) -> dict[str, Stats]:
         try:
@@ -39,7 +39,9 @@ class Measured(View):
 
 
 def measured(store: EpisodeStore, folder: Path) -> EpisodeStore:
-    """The same store, with statistics that are taken once if it is large and native, or a view of such a one."""
+    """The same store, with statistics that are taken once if it is large and native; views and mixtures over such ones."""
+    if isinstance(store, Mixture):
+        return store.replaced([measured(item, folder) for item in store.members])
     if type(store) is View:
         return View(measured(store.store, folder), store.spec, store.theirs)
     if not isinstance(store, NativeStore) or isinstance(store, CachedStore):
