@@ -17,6 +17,8 @@ COMMANDS = {
     "pull": (".data.hub.pull", "a data set or a policy from the Hugging Face hub"),
     "train": (".train.__main__", "a policy from demonstrations"),
     "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
+    "merge": (".eval.merge", "one result of an evaluation whose parts were played apart"),
+    "compare": (".eval.compare", "two evaluations, paired episode by episode"),
     "delay-sweep": (".eval.delay_sweep", "what late plans cost, for each way of joining them"),
     "calibrate": (".eval.calibrate", "from where a replan may start from the plan before"),
     "fit-cache": (".eval.fit_cache", "what a plan's evaluations need not compute again"),

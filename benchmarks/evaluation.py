@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
     import numpy as np
     import torch
     from kinoise import envs
-    from kinoise.eval.evaluate import Stopwatch
     from kinoise.eval.protocol import EvaluationProtocol
     from kinoise.eval.rollout import SLOTS, Actor, Rollout, look
     from kinoise.eval.slot import Job, Outcome, ReplayDriver, Terms
+    from kinoise.eval.stopwatch import Stopwatch
     from kinoise.eval.workers import Workers
     from kinoise.policies.checkpoint import identity, load_policy, resolve
 

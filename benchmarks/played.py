@@ -103,17 +103,17 @@ def play(
 
 def compare(parts: list[dict[str, Any]], reference: list[dict[str, Any]]) -> dict[str, Any]:
     """The difference with its interval, and McNemar's test. Raises KinoiseError when other episodes were played."""
-    from kinoise.eval.metrics import mcnemar, paired_difference
+    from kinoise.eval.metrics import compare_paired
 
     if [item["protocol"] for item in parts] != [item["protocol"] for item in reference]:
         raise KinoiseError("the rows played other episodes than their reference: nothing can be said of pairs")
     own, base = ([value for item in played for value in item["success"]] for played in (parts, reference))
-    test = mcnemar(own, base)
+    found = compare_paired(own, base)
     return {
-        "difference": paired_difference(own, base)._asdict(),
-        "only_this": test.first,
-        "only_reference": test.second,
-        "p": test.p,
+        "difference": found.difference._asdict(),
+        "only_this": found.test.first,
+        "only_reference": found.test.second,
+        "p": found.test.p,
     }
 
 

@@ -18,10 +18,12 @@ from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
 from .latency import HELP
+from .protocol import Shard
 from .rollout import SLOTS
 
 ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
-what planning cost. The same command gives the same episodes."""
+what planning cost. The same command gives the same episodes; with resume=true it goes on after a kill. Parts played with
+shard= become one result by kinoise merge."""
 
 
 @dataclass
@@ -32,7 +34,14 @@ class Settings:
     env: str = field(default="metaworld/mt10", metadata={"help": "tasks to play"})
     episodes: int = field(default=10, metadata={"help": "per task"})
     seed: int = field(default=1000, metadata={"help": "what initial states and the policy's noise are drawn from"})
-    out: str | None = field(default=None, metadata={"help": "where result.json and videos go; RUN/eval if null"})
+    out: str | None = field(
+        default=None, metadata={"help": "where result.json and videos go; RUN/eval if null, with shard=2/8 RUN/eval/2-of-8"}
+    )
+    resume: bool = field(default=False, metadata={"help": "play only the episodes that out= lacks"})
+    shard: str | None = field(default=None, metadata={"help": "such as 2/8: play the second of eight parts"})
+    until: float | None = field(
+        default=None, metadata={"help": "stop once half the overall interval's width is at most this, such as 0.02"}
+    )
     execute: int | None = field(default=None, metadata={"help": "actions carried out of each plan; null: the policy's own"})
     latency: str = field(
         default="0", metadata={"help": f"seconds that a plan takes, during which the simulator goes on: {HELP}"}
@@ -43,7 +52,7 @@ class Settings:
     pin: bool = field(default=False, metadata={"help": "plans begin with what is carried out meanwhile"})
     horizon: int | None = field(default=None, metadata={"help": "most steps of an episode; null: the simulator's own"})
     video: int = field(default=0, metadata={"help": "episodes of each task to record"})
-    data: str | None = field(default=None, metadata={"help": "demonstrations whose initial states must not occur"})
+    data: str | None = field(default=None, metadata={"help": "demonstrations; a note says if initial states occur in them"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     frame: str | None = field(default=None, metadata={"help": FRAME})
     device: str = field(default="auto", metadata={"help": "of the policy: cpu, cuda, or auto: cuda where there is one"})
@@ -63,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
         KinoiseError: no checkpoint, a policy that doesn't fit the environment, a simulator that can't be built.
     """
     settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
-    out = Path(settings.out or Path(settings.run) / "eval")
+    part = "" if settings.shard is None else str(Shard.parse(settings.shard)).replace("/", "-of-")
+    out = Path(settings.out or Path(settings.run) / "eval" / part)
     console = Console()
     checkpoint = resolve(settings.run)
     policy = load_policy(
@@ -90,6 +100,9 @@ def main(argv: Sequence[str]) -> int:
         out=out,
         video=settings.video,
         data=None if settings.data is None else Path(settings.data),
+        resume=settings.resume,
+        shard=settings.shard,
+        until=settings.until,
         workers=settings.workers,
         slots=settings.slots,
         threads=settings.threads,
@@ -126,6 +139,14 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(
             f"plans came {_steps(delays['p50'])} steps late (p95 {_steps(delays['p95'])}, most {_steps(delays['max'])}); "
             f"{moved['held']} of {moved['steps']} actions held the robot where no plan was there",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if "stopped" in result:
+        stopped = result["stopped"]
+        console.print(
+            f"until={stopped['until']:g}: {'stopped' if stopped['reached'] else 'not reached'} after {stopped['rounds']} "
+            f"episodes of each task, half-width {stopped['half_width']:.3f}",
             highlight=False,
             soft_wrap=True,
         )

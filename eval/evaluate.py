@@ -17,45 +17,25 @@ import torch
 from .. import envs
 from ..config import UsageError, check_seed
 from ..data import open_store
-from ..deploy.latency import percentiles
 from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
 from ..policies.checkpoint import identity
-from ..spec import KinoiseError, Observation, Plan, Spec
-from .latency import CONSTANT, MEASURED, Late, Latency, parse_latency, samples
-from .motion import motion
+from ..spec import KinoiseError, Spec
+from .latency import MEASURED, Late, Latency, parse_latency, samples
+from .ledger import LEDGER, Conditions, Entry, Key, Ledger, read_ledger
+from .player import Player
 from .progress import EpisodeProgress
-from .protocol import EvaluationProtocol
-from .result import VIDEOS, Planning, make_result, overlap
+from .protocol import EvaluationProtocol, Shard
+from .result import VIDEOS, Planning, account, overlap
 from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator, Terms
+from .stopwatch import Stopwatch, batch1
+from .until import Until
 from .workers import Workers
 
 BATCH1_PLANS, BATCH1_SECONDS = 20, 2.0
 SAMPLES, SAMPLES_SECONDS = 100, 10.0
-
-
-class Stopwatch:
-    """An actor that times another one's plans."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.seconds: list[float] = []
-        self.batch: list[int] = []
-        self.nfe: list[int] = []
-        self.cold: list[bool] = []
-        self.last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None = None
-
-    def plan(self, obs: Observation, gen: Sequence[torch.Generator], **told: Any) -> Plan:
-        begin = time.perf_counter()
-        plan = self._policy.plan(obs, gen=gen, **told)
-        self.seconds.append(time.perf_counter() - begin)
-        self.batch.append(obs.batch)
-        self.nfe += plan.nfe_rows or (plan.nfe,) * obs.batch
-        self.cold += plan.cold
-        self.last = obs, gen, told
-        return plan
 
 
 def evaluate(
@@ -74,6 +54,9 @@ def evaluate(
     out: Path | None = None,
     video: int = 0,
     data: Path | None = None,
+    resume: bool = False,
+    shard: str | None = None,
+    until: float | None = None,
     workers: int | None = None,
     slots: int = SLOTS,
     threads: int = 1,
@@ -96,9 +79,12 @@ def evaluate(
         horizon: steps after which an episode has failed; the simulator's own if None.
         checkpoint: the policy's directory, named in the result; None if it was never saved.
         ema: whether the policy has that checkpoint's averaged weights.
-        out: where result.json and videos go; nothing is written if None.
+        out: where result.json, episodes.jsonl and videos go; nothing is written if None.
         video: how many episodes of each task are recorded, in `out`.
         data: a store of demonstrations; the result counts the episodes that began as one of them did.
+        resume: play only what `out` lacks; an episode whose video is asked for is played again.
+        shard: "2/8" plays the second of eight parts.
+        until: stops early, see `Until`.
         workers: processes for the simulators; as many as there are cores if None.
         slots: episodes under way at once. Changes which observations share a batch, hence the last bits of plans.
         threads: torch's, while the simulators run beside it.
@@ -111,7 +97,7 @@ def evaluate(
     Raises:
         SpecMismatch: before any episode, when the policy sees or commands something else than the simulator offers.
         UsageError: unfit numbers.
-        KinoiseError: unknown env, a simulator that can't be built.
+        KinoiseError: unknown env, a simulator that can't be built; other settings than those that `out` was begun with.
     """
     begin = time.perf_counter()
     check_seed(seed)
@@ -119,7 +105,11 @@ def evaluate(
     _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
     if ensemble is not None and not (0 <= ensemble < math.inf and not pin):
         raise UsageError(f"ensemble={ensemble}, pin={pin}: expected at least 0, and no pin: what it keeps is not carried out")
-    drawn = parse_latency(latency)
+    drawn, own = parse_latency(latency), None if shard is None else Shard.parse(shard)
+    _check_parts(own, resume, until, measured=drawn is None, saved=out is not None and checkpoint is not None)
+    before = read_ledger(out / LEDGER) if resume and out is not None else None
+    if drawn is None and before is not None and before[0].latency.text == MEASURED:
+        drawn = before[0].latency  # the delays have to go on as they were
     if drawn is not None:
         _late(policy, drawn, execute)
     demonstrations = None if data is None else open_store(data).info
@@ -129,25 +119,13 @@ def evaluate(
         found = _fitting(pool, make or envs.make, tasks[0], policy.spec, video > 0)
         protocol = EvaluationProtocol(env, tasks, episodes, horizon or found.horizon, seed)
         terms = Terms(policy.config.history, tuple(policy.spec.observations), protocol.horizon)
-        jobs = [Job(*key, terms) for key in protocol.episode_seeds()]
+        keys = protocol.episode_seeds()
+        jobs = [Job(*key, terms) for key in (keys if own is None else own.deal(keys))]
         if films is not None:
             jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
         warm = policy.config.decode.warm < 1
         late = _late(policy, drawn or _measured(policy, pool, jobs[0], execute, warm, pin), execute)
-        rollout = Rollout(pool, jobs, execute=execute, slots=slots, carry=warm, late=late, pin=pin, ensemble=ensemble)
-        rollout.prepare()
-        actor, outcomes = Stopwatch(policy), []
-        started = time.perf_counter()
-        with EpisodeProgress(len(jobs), shown=progress) as bar:
-            for outcome in rollout.run(actor):
-                outcomes.append(outcome)
-                bar.add(outcome)
-        rollout_s = time.perf_counter() - started
-        alone = _batch1(policy, actor.last, BATCH1_PLANS, BATCH1_SECONDS)
-    result = make_result(
-        protocol,
-        identity(policy, checkpoint, ema),
-        {
+        decode = {
             **asdict(policy.config.decode),
             "execute": execute,
             "chunk": policy.config.chunk,
@@ -155,19 +133,30 @@ def evaluate(
             "delay": late.estimate,
             "ensemble": ensemble,
             "pin": pin,
-        },
-        outcomes,
-        Planning(actor.seconds, actor.batch, actor.nfe, alone, actor.cold),
-        rollout_s=rollout_s,
+        }
+        which = identity(policy, checkpoint, ema)
+        conditions = Conditions(protocol, which, decode, late.latency, policy.spec, terms, own and str(own))
+        kept = _kept(before, conditions, jobs, out)
+        enough = None if until is None else Until(until, protocol)
+        actor, player = Stopwatch(policy), Player(pool, Ledger(out and out / LEDGER, conditions, kept), enough)
+        how = {"execute": execute, "slots": slots, "carry": warm, "late": late, "pin": pin, "ensemble": ensemble}
+        with EpisodeProgress(len(jobs), shown=progress) as bar:
+            played = player.play(jobs, kept, actor, bar, how)
+        alone = batch1(policy, actor.last, BATCH1_PLANS, BATCH1_SECONDS)
+    entries = [item for item in [*kept, *played] if enough is None or enough.counts(item.outcome)]
+    result = account(
+        conditions,
+        entries,
+        Planning(actor.seconds, actor.batch, (), alone),
+        rollout_s=player.seconds,
         wall_s=time.perf_counter() - begin,
-        rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)},
+        rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device), "resumed": len(kept)},
+        steps=sum(item.outcome.steps for item in played),
     )
-    result["motion"] = motion(policy.spec, rollout.carried)
-    if late.estimate or late.latency.kind != CONSTANT:
-        result["latency"] = {"delays": percentiles([delay for item in rollout.carried for delay in item.delays])}
-        result["latency"] |= {"samples_s": late.latency.values} if late.latency.kind == "samples" else {}
+    if enough is not None:
+        result["stopped"] = enough.to_json()
     if demonstrations is not None:
-        count = overlap(outcomes, demonstrations)
+        count = overlap([item.outcome for item in entries], demonstrations)
         result["overlap"] = {"data": str(data), "demonstrations": len(demonstrations), "episodes": count}
     if out is not None:
         write_json(out / "result.json", result)
@@ -185,6 +174,35 @@ def _check(policy: Policy, execute: int, video: int, out: Path | None, **positiv
     check_execute(execute, policy.config.chunk)
     if video < 0 or (video and out is None):
         raise UsageError(f"video={video}: expected at least 0, and out= to write them to")
+
+
+def _check_parts(own: Shard | None, resume: bool, until: float | None, *, measured: bool, saved: bool) -> None:
+    if resume and not saved:
+        raise UsageError("resume=true needs out=, and a checkpoint whose weights can be compared")
+    if own is not None and until is not None:
+        raise UsageError(f"until={until} with shard={own}: no shard knows of the others' episodes. Leave one of them out.")
+    if own is not None and measured:
+        raise UsageError(
+            f"latency={MEASURED} with shard={own}: each shard would draw from times of its own. Measure once, in an evaluation "
+            f"with few episodes, and give its result.json to all shards as latency=FILE."
+        )
+
+
+def _kept(
+    before: tuple[Conditions, dict[Key, Entry]] | None, conditions: Conditions, jobs: Sequence[Job], out: Path | None
+) -> list[Entry]:
+    """What need not be played again. Raises KinoiseError with every difference from what `out` was begun with."""
+    if before is None:
+        return []
+    found, entries = before
+    differences = found.differences(conditions)
+    if differences:
+        raise KinoiseError(
+            f"{out}: its episodes were played with other settings (then against now): {'; '.join(differences)}. Go on with "
+            f"the same, or leave out resume=true to begin anew."
+        )
+    filmed = {(job.task, job.index) for job in jobs if job.film is not None}
+    return [entry for key, entry in entries.items() if key not in filmed]
 
 
 def longest_delay(execute: int, chunk: int) -> int:
@@ -213,11 +231,11 @@ def _measured(policy: Policy, pool: Workers, job: Job, execute: int, warm: bool,
         if actor.last is None:
             raise KinoiseError(f"latency={MEASURED}: no plan to measure, for {outcome.error}")
     assert actor.last is not None
-    found = samples(MEASURED, _batch1(policy, actor.last, SAMPLES, SAMPLES_SECONDS))
+    found = samples(MEASURED, batch1(policy, actor.last, SAMPLES, SAMPLES_SECONDS))
     obs, gen, told = actor.last
     if pin and "previous" in told:  # how much is kept depends on how long it takes, and the other way round
         kept = min(Late(found, policy.spec).estimate, policy.config.chunk - told["elapsed"])
-        found = samples(MEASURED, _batch1(policy, (obs, gen, {**told, "prefix": kept}), SAMPLES, SAMPLES_SECONDS))
+        found = samples(MEASURED, batch1(policy, (obs, gen, {**told, "prefix": kept}), SAMPLES, SAMPLES_SECONDS))
     return found
 
 
@@ -234,22 +252,6 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
         raise KinoiseError("; ".join([str(error), *differences])) from error
     spec.require(found.spec.select(spec.observations), names)
     return found
-
-
-def _batch1(
-    policy: Policy, last: tuple[Observation, Sequence[torch.Generator], dict[str, Any]] | None, plans: int, seconds: float
-) -> list[float]:
-    """Seconds of plans for one observation while the simulators wait; the first, which warms up, left out."""
-    if last is None:
-        return []
-    obs, gen, told = last
-    if "previous" in told:
-        told = {**told, "previous": told["previous"].row(0)}
-    watch = Stopwatch(policy)
-    while len(watch.seconds) <= plans and sum(watch.seconds) < seconds:
-        with torch.no_grad():
-            watch.plan(obs.rows([0]), gen[:1], **told)
-    return watch.seconds[1:] or watch.seconds
 
 
 @contextmanager

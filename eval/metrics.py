@@ -32,6 +32,16 @@ class Difference(NamedTuple):
     high: float
 
 
+class Comparison(NamedTuple):
+    """Two policies on the same `n` episodes: the share of successes of each, their difference, and McNemar's test."""
+
+    n: int
+    first: Interval
+    second: Interval
+    difference: Difference
+    test: Paired
+
+
 def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval for a binomial share (Wilson 1927, J. Am. Stat. Assoc. 22:209).
 
@@ -106,6 +116,17 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], confidence:
     below = _joined(a.rate - a.low, b.high - b.rate, phi)
     above = _joined(a.high - a.rate, b.rate - b.low, phi)
     return Difference(value, max(-1.0, value - below), min(1.0, value + above))
+
+
+def compare_paired(first: Sequence[bool], second: Sequence[bool], confidence: float = 0.95) -> Comparison:
+    """`wilson` of each, `paired_difference` and `mcnemar` of both; arguments and errors are those of `paired_difference`."""
+    return Comparison(
+        len(first),
+        wilson(sum(first), len(first), confidence),
+        wilson(sum(second), len(second), confidence),
+        paired_difference(first, second, confidence),
+        mcnemar(first, second),
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

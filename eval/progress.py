@@ -34,15 +34,17 @@ class EpisodeProgress:
         self._task = self._bar.add_task("", total=total)
         self._done = self._succeeded = self._errors = 0
 
-    def add(self, outcome: Outcome) -> None:
-        self._done += 1
-        self._succeeded += outcome.success
-        self._errors += outcome.error is not None
+    def add(self, *outcomes: Outcome) -> None:
+        if not outcomes:
+            return
+        self._done += len(outcomes)
+        self._succeeded += sum(item.success for item in outcomes)
+        self._errors += sum(item.error is not None for item in outcomes)
         rate, low, high = wilson(self._succeeded, self._done)
         text = f"success {rate:.0%} ({low:.0%} to {high:.0%})"
         if self._errors:
             text += f", [red]{self._errors} error{'s' if self._errors > 1 else ''}[/red]"
-        self._bar.update(self._task, advance=1, description=text)
+        self._bar.update(self._task, advance=len(outcomes), description=text)
 
     def __enter__(self) -> EpisodeProgress:
         self._bar.start()

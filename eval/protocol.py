@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..config import UsageError
 from ..envs.base import episode_seed
 
 # Initial states by `episode_seed`, which knows the seed, the task and the episode's index and nothing else; an episode
@@ -46,3 +47,30 @@ class EvaluationProtocol:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "tasks": list(self.tasks), "hash": self.hash}
+
+
+class Shard(NamedTuple):
+    """The part of an evaluation that one of several processes plays: `number`, from 1, of `total`."""
+
+    number: int
+    total: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "2/8". Raises UsageError for anything else."""
+        number, _, total = text.partition("/")
+        if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+            raise UsageError(f"shard={text}: expected NUMBER/COUNT from 1/COUNT to COUNT/COUNT, such as 2/8")
+        return cls(int(number), int(total))
+
+    def deal(self, episodes: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+        """Its own of all episodes, listed task by task: of each task as many as any other shard has, or one more or less.
+
+        Raises UsageError when none is left for it.
+        """
+        if self.total > len(episodes):
+            raise UsageError(f"shard={self.number}/{self.total}: there are only {len(episodes)} episodes to share")
+        return episodes[self.number - 1 :: self.total]
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"

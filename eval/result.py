@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from ..deploy.latency import percentiles
 from ..provenance import origin
+from .latency import CONSTANT
+from .ledger import Conditions, Entry
 from .metrics import wilson
+from .motion import motion
 from .protocol import EvaluationProtocol
 from .slot import Outcome
 
@@ -77,32 +80,80 @@ def make_result(
     rollout_s: float,
     wall_s: float,
     rollout: Mapping[str, Any],
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """The contract of every evaluation, ready to be written as JSON.
 
     Args:
         policy: see `policies.checkpoint.identity`.
         decode: sampler, steps, execute, chunk.
-        outcomes: one per episode of the protocol.
+        outcomes: one per episode that was played.
         rollout_s: seconds from the first reset to the end of the last episode, with simulators already built.
         wall_s: seconds of the whole evaluation.
         rollout: how it was carried out (workers, slots, threads, device): what changes its speed, not its outcome.
+        steps: carried out in `rollout_s`; those of all outcomes if None.
     """
-    order = {task: place for place, task in enumerate(protocol.tasks)}
-    ordered = sorted(outcomes, key=lambda item: (order[item.job.task], item.job.index))
+    ordered = sorted(outcomes, key=_place(protocol))
+    played = dict.fromkeys(item.job.task for item in ordered)
+    steps = sum(item.steps for item in ordered) if steps is None else steps
     return {
         **origin(),
         "protocol": protocol.to_json(),
         "policy": dict(policy),
         "decode": dict(decode),
         "success": success(ordered),
-        "tasks": {task: success([item for item in ordered if item.job.task == task]) for task in protocol.tasks},
+        "tasks": {task: success([item for item in ordered if item.job.task == task]) for task in played},
         "episodes": [_episode(item) for item in ordered],
         "decode_cost": planning.to_json(),
-        "env_steps_per_s": sum(item.steps for item in ordered) / rollout_s,
+        "env_steps_per_s": steps / rollout_s if rollout_s else 0.0,
         "wall_s": wall_s,
         "rollout": dict(rollout),
     }
+
+
+def account(
+    conditions: Conditions,
+    entries: Iterable[Entry],
+    planning: Planning,
+    *,
+    rollout_s: float,
+    wall_s: float,
+    rollout: Mapping[str, Any],
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """The result of these episodes, in whatever order they come, and whichever processes played them.
+
+    Args:
+        planning: without `nfe` and `cold`, which the episodes know.
+        rollout_s, wall_s, rollout, steps: see `make_result`.
+    """
+    place = _place(conditions.protocol)
+    ordered = sorted(entries, key=lambda item: place(item.outcome))
+    carried = [item.carried for item in ordered]
+    planning = replace(
+        planning,
+        nfe=[count for item in carried for count in item.nfe],
+        cold=[cold for item in carried for cold in item.cold],
+    )
+    result = make_result(
+        conditions.protocol,
+        conditions.policy,
+        conditions.decode,
+        [item.outcome for item in ordered],
+        planning,
+        rollout_s=rollout_s,
+        wall_s=wall_s,
+        rollout=rollout,
+        steps=steps,
+    )
+    result["motion"] = motion(conditions.spec, carried)
+    latency = conditions.latency
+    if conditions.decode["delay"] or latency.kind != CONSTANT:
+        result["latency"] = {"delays": percentiles([delay for item in carried for delay in item.delays])}
+        result["latency"] |= {"samples_s": latency.values} if latency.kind == "samples" else {}
+    if conditions.shard is not None:
+        result["shard"] = conditions.shard
+    return result
 
 
 def overlap(outcomes: Iterable[Outcome], demonstrations: Iterable[Mapping[str, Any]]) -> int:
@@ -113,6 +164,12 @@ def overlap(outcomes: Iterable[Outcome], demonstrations: Iterable[Mapping[str, A
     """
     known = {_start(item["task"], item["initial"]) for item in demonstrations if item.get("initial") is not None}
     return sum(_start(item.job.task, item.initial) in known for item in outcomes if item.initial is not None)
+
+
+def _place(protocol: EvaluationProtocol) -> Callable[[Outcome], tuple[int, int]]:
+    """Sorts episodes as the protocol lists them."""
+    order = {task: place for place, task in enumerate(protocol.tasks)}
+    return lambda item: (order[item.job.task], item.job.index)
 
 
 def _start(task: str, initial: Any) -> str:

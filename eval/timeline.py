@@ -22,12 +22,16 @@ class Carried(NamedTuple):
         joins: the steps at which a plan began to have its say.
         held: how many of the actions came from no plan.
         delays: by how many steps the replans came late.
+        nfe: network evaluations that each plan needed.
+        cold: for each replan that could start from the plan before, whether the gate had it start from noise.
     """
 
     actions: Float[np.ndarray, "steps action"]
     joins: tuple[int, ...]
     held: int
     delays: tuple[int, ...]
+    nfe: tuple[int, ...] = ()
+    cold: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Timeline:
         self._joins: list[int] = []
         self._held: list[int] = []
         self._drawn: list[int] = []
+        self._nfe: list[int] = []
+        self._cold: list[bool] = []
 
     @property
     def previous(self) -> tuple[Plan, int] | None:
@@ -86,6 +92,8 @@ class Timeline:
             prefix: how many of its first actions it was told to keep.
         """
         begin, chunk = self._step, plan.actions.shape[1]
+        self._nfe.append(plan.nfe)
+        self._cold += plan.cold
         delay = 0 if begin == 0 else next(self._delays)
         if begin:
             self._drawn.append(delay)
@@ -103,7 +111,8 @@ class Timeline:
         """What was carried out, of an episode that has ended after so many steps."""
         actions = np.concatenate(self._sent)[:steps] if self._sent else np.zeros((0, 0), np.float32)
         joins = tuple(step for step in self._joins if step < steps)
-        return Carried(actions, joins, sum(step < steps for step in self._held), tuple(self._drawn))
+        held = sum(step < steps for step in self._held)
+        return Carried(actions, joins, held, tuple(self._drawn), tuple(self._nfe), tuple(self._cold))
 
     def _join(self, there: int, first: int) -> None:
         """Notes the first step that is this plan's own. Those before it whose own steps never came are forgotten."""

@@ -57,7 +57,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
     out = tmp_path / "eval"
     result = play(out=out, checkpoint=checkpoint)
-    assert sorted(item.name for item in out.iterdir()) == ["result.json"]
+    assert sorted(item.name for item in out.iterdir()) == ["episodes.jsonl", "result.json"]
     assert read_record(out / "result.json", RESULT, "eval") == json.loads(json.dumps(result))
     assert {"kinoise", "versions", "commit", "machine", "wall_s", "env_steps_per_s"} <= result.keys()
     assert result["protocol"].keys() == {"name", "env", "tasks", "episodes", "horizon", "seed", "hash"}
@@ -134,7 +134,7 @@ def test_videos_play_in_browsers_and_replace_older_ones(tmp_path: Path):
     shown = [item for item in result["episodes"] if "video" in item]
     assert [item for item in result["episodes"] if item["index"] < 2 and item["error"] is None] == shown
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(Path(item["video"]).name for item in shown)
-    assert {path.name for path in tmp_path.iterdir()} == {"videos", "result.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"videos", "result.json", "episodes.jsonl"}
     for item in shown:
         path = tmp_path / item["video"]
         content = path.read_bytes()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kinoise.eval.metrics import holm, mcnemar, paired_difference, wilson
+from kinoise.eval.metrics import compare_paired, holm, mcnemar, paired_difference, wilson
 from scipy.stats import binomtest, multinomial, norm
 
 Pairs = list[tuple[bool, bool]]
@@ -101,6 +103,42 @@ def test_paired_difference_covers_the_truth_as_often_as_it_promises(chances: tup
                 if low <= chances[1] - chances[2] <= high:
                     covered += multinomial.pmf(table, n, chances)
     assert 0.88 < covered < 0.97
+
+
+@pytest.mark.parametrize("n", range(9))
+def test_mcnemar_counts_the_coins_that_fall_at_least_as_far_apart(n: int):
+    for only_first in range(n + 1):
+        apart = abs(2 * only_first - n)
+        extreme = sum(abs(2 * sum(coins) - n) >= apart for coins in product((0, 1), repeat=n))
+        assert mcnemar(*_outcomes(3, only_first, n - only_first, 2)).p == extreme / 2**n
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60), st.integers(2, 5))
+def test_paired_difference_narrows_with_more_of_the_same(pairs: Pairs, times: int):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    value, low, high = paired_difference(first, second)
+    more = paired_difference(first * times, second * times)
+    assert more.value == pytest.approx(value)
+    assert more.high - more.low < high - low
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80), st.sampled_from([0.8, 0.95]))
+def test_compare_paired_is_its_parts_and_changes_sides_with_the_order(pairs: Pairs, confidence: float):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    forth, back = compare_paired(first, second, confidence), compare_paired(second, first, confidence)
+    assert forth.n == len(pairs)
+    assert (forth.first, forth.second) == (wilson(sum(first), len(pairs), confidence), back.first)
+    assert (forth.difference, forth.test) == (paired_difference(first, second, confidence), mcnemar(first, second))
+    assert forth.test.p == back.test.p
+    assert forth.difference.value == -back.difference.value == pytest.approx(forth.first.rate - forth.second.rate)
+    assert (forth.difference.low, forth.difference.high) == pytest.approx((-back.difference.high, -back.difference.low))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=80))
+def test_compare_paired_of_equal_outcomes_finds_nothing(outcomes: list[bool]):
+    found = compare_paired(outcomes, list(outcomes))
+    assert (found.difference.value, found.test) == (0, (0, 0, 1))
+    assert found.difference.low == pytest.approx(-found.difference.high)
 
 
 def test_paired_difference_needs_pairs():

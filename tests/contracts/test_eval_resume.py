@@ -1,0 +1,311 @@
+"""Evaluations that are killed and go on, are played in parts, or stop early: the episodes are those of an unbroken run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kinoise import envs
+from kinoise.config import UsageError
+from kinoise.eval.__main__ import show
+from kinoise.eval.evaluate import evaluate
+from kinoise.eval.ledger import LEDGER, read_ledger
+from kinoise.eval.merge import main, merge
+from kinoise.eval.metrics import wilson
+from kinoise.eval.player import BLOCK
+from kinoise.eval.progress import EpisodeProgress
+from kinoise.eval.protocol import EvaluationProtocol, Shard
+from kinoise.eval.slot import Job, Outcome, Terms
+from kinoise.eval.until import Until
+from kinoise.spec import KinoiseError
+from line_world import make, make_slow
+from rich.console import Console
+from walker import WalkerPolicy
+
+TASKS = {"line/all": ("line/go", "line/raise", "line/stuck"), "line/go": ("line/go",)}
+EPISODES = 5
+MEASURED = ("plan_ms", "plan_batch", "plans", "plan_ms_batch1")
+"""What `decode_cost` holds besides what the episodes decide."""
+TIMES = ("wall_s", "env_steps_per_s", "rollout")
+UNTIMED = "uniform:0.03,0.1"
+
+
+@pytest.fixture(autouse=True)
+def _line_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "tasks", TASKS.__getitem__)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    (directory / "ema.safetensors").write_bytes(b"weights")
+    return directory
+
+
+def play(out: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"episodes": EPISODES, "seed": 7, "workers": 1, "slots": 4, "execute": 2, "make": make}
+    arguments |= {"latency": UNTIMED, "progress": False, "out": out, "checkpoint": checkpoint}
+    return evaluate(WalkerPolicy().eval(), changes.pop("env", "line/all"), **{**arguments, **changes})
+
+
+def decided(out: Path) -> str:
+    """The bytes of result.json but for times."""
+    result = json.loads((out / "result.json").read_text())
+    result["decode_cost"] = {key: item for key, item in result["decode_cost"].items() if key not in MEASURED}
+    return json.dumps({key: item for key, item in result.items() if key not in TIMES})
+
+
+def lines(out: Path) -> list[bytes]:
+    return (out / LEDGER).read_bytes().splitlines(keepends=True)
+
+
+def cut(out: Path, episodes: int, torn: bytes = b"") -> None:
+    """Leaves what a kill after so many episodes would have."""
+    (out / LEDGER).write_bytes(b"".join(lines(out)[: 1 + episodes]) + torn)
+    (out / "result.json").unlink()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
+    """An unbroken evaluation."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(envs, "tasks", TASKS.__getitem__)
+        play(out, checkpoint)
+    return out
+
+
+@pytest.fixture
+def broken(tmp_path: Path, whole: Path) -> Path:
+    """The same, ended after six episodes in the middle of the seventh line."""
+    out = tmp_path / "broken"
+    out.mkdir()
+    for name in (LEDGER, "result.json"):
+        (out / name).write_bytes((whole / name).read_bytes())
+    cut(out, 6, lines(whole)[7][:-9])
+    return out
+
+
+def test_each_finished_episode_is_a_line(whole: Path):
+    result, found = json.loads((whole / "result.json").read_text()), read_ledger(whole / LEDGER)
+    assert found is not None
+    conditions, entries = found
+    assert conditions.protocol.hash == result["protocol"]["hash"]
+    assert (conditions.policy, conditions.decode) == (result["policy"], result["decode"])
+    assert len(lines(whole)) == 1 + len(entries) == 1 + 3 * EPISODES
+    for item in result["episodes"]:
+        outcome, carried = entries[item["task"], item["index"]]
+        assert (outcome.success, outcome.steps, outcome.total, outcome.error, outcome.initial, outcome.job.seed) == tuple(
+            item[key] for key in ("success", "steps", "return", "error", "initial", "seed")
+        )
+        assert len(carried.actions) == outcome.steps
+    assert any(item["error"] for item in result["episodes"])
+    assert result["latency"]["delays"]["max"] > 1
+    assert result["motion"]["joins"]["p99"] > 0
+
+
+def test_what_is_missing_is_played_and_nothing_else(broken: Path, whole: Path, checkpoint: Path):
+    before = lines(broken)[:7]
+    result = play(broken, checkpoint, resume=True, workers=2, slots=2)
+    assert result["rollout"]["resumed"] == 6
+    assert result["decode_cost"]["plan_batch"]["max"] == 1, "with two slots no plan shares a batch"
+    assert lines(broken)[:7] == before, "the torn line is gone, the others are as they were"
+    assert len(lines(broken)) == 1 + 3 * EPISODES
+    assert decided(broken) == decided(whole)
+    again = play(broken, checkpoint, resume=True)
+    assert (again["rollout"]["resumed"], again["decode_cost"]["plans"]) == (3 * EPISODES, 0)
+    assert decided(broken) == decided(whole)
+
+
+def test_a_killed_evaluation_goes_on(tmp_path: Path, whole: Path, checkpoint: Path):
+    out = tmp_path / "out"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_eval_resume as t; "
+        "t.envs.tasks = t.TASKS.__getitem__; t.play(Path(sys.argv[2]), Path(sys.argv[3]), make=t.make_slow)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(out), str(checkpoint)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / LEDGER).exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGKILL, said
+    assert not (out / "result.json").exists()
+    assert 1 < len(lines(out)) <= 3 * EPISODES, "the evaluation was over before it was killed"
+    play(out, checkpoint, resume=True, make=make_slow)
+    assert decided(out) == decided(whole)
+
+
+def test_without_resume_it_begins_anew(broken: Path, whole: Path, checkpoint: Path):
+    result = play(broken, checkpoint)
+    assert result["rollout"]["resumed"] == 0
+    assert len(lines(broken)) == 1 + 3 * EPISODES
+    assert decided(broken) == decided(whole)
+
+
+def test_where_nothing_was_begun_resume_plays_all(tmp_path: Path, whole: Path, checkpoint: Path):
+    play(tmp_path / "new", checkpoint, resume=True)
+    assert decided(tmp_path / "new") == decided(whole)
+
+
+def test_other_settings_are_refused_with_all_that_differs(broken: Path, checkpoint: Path, tmp_path: Path):
+    with pytest.raises(KinoiseError) as error:
+        play(broken, checkpoint, resume=True, seed=8, horizon=29, execute=3, latency=0.05, pin=True)
+    for text in ("protocol.seed: 7 against 8", "protocol.horizon: 30 against 29", "decode.execute: 2 against 3", "decode.pin"):
+        assert text in str(error.value)
+    assert "latency.kind" in str(error.value)
+    (tmp_path / "ema.safetensors").write_bytes(b"others")
+    with pytest.raises(KinoiseError, match=r"policy\.sha256"):
+        play(broken, tmp_path, resume=True)
+    (tmp_path / "ema.safetensors").write_bytes(b"weights")
+    play(broken, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"resume": True, "out": None}, "needs out="),
+        ({"resume": True, "checkpoint": None}, "checkpoint"),
+        ({"shard": "3/2"}, "shard=3/2"),
+        ({"shard": "0/2"}, "shard=0/2"),
+        ({"shard": "2"}, "shard=2"),
+        ({"shard": "1/16"}, "only 15 episodes"),
+        ({"shard": "1/2", "until": 0.1}, "no shard knows"),
+        ({"shard": "1/2", "latency": "measured"}, "latency=FILE"),
+        ({"until": 0.0}, "until=0.0"),
+    ],
+)
+def test_unfit_arguments_are_refused(tmp_path: Path, checkpoint: Path, change: dict[str, Any], text: str):
+    with pytest.raises(UsageError, match=text):
+        play(**{"out": tmp_path / "out", "checkpoint": checkpoint, **change})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", [0, 3])
+def test_other_damage_is_said(broken: Path, checkpoint: Path, line: int):
+    content = lines(broken)
+    content[line] = content[line].replace(b'"', b"'", 1)
+    (broken / LEDGER).write_bytes(b"".join(content))
+    with pytest.raises(KinoiseError, match=f"line {line + 1} "):
+        play(broken, checkpoint, resume=True)
+
+
+def test_measured_delays_go_on_as_they_were(tmp_path: Path, checkpoint: Path):
+    first = play(tmp_path, checkpoint, latency="measured", env="line/go")
+    cut(tmp_path, 2)
+    again = play(tmp_path, checkpoint, latency="measured", env="line/go", resume=True)
+    assert again["latency"]["samples_s"] == first["latency"]["samples_s"]
+    assert again["episodes"] == first["episodes"]
+
+
+def test_films_that_went_with_the_process_are_made_again(tmp_path: Path, checkpoint: Path):
+    play(tmp_path, checkpoint, video=1, env="line/go")
+    before = decided(tmp_path)
+    cut(tmp_path, 4)
+    result = play(tmp_path, checkpoint, video=1, env="line/go", resume=True)
+    assert result["rollout"]["resumed"] == 4 - sum(b'"index": 0,' in line for line in lines(tmp_path)[1:5])
+    assert decided(tmp_path) == before
+    assert (tmp_path / result["episodes"][0]["video"]).is_file()
+
+
+def test_progress_begins_with_what_was_played():
+    class Shown(EpisodeProgress):
+        def text(self) -> str:
+            (task,) = self._bar.tasks
+            return f"{task.completed:g}/{task.total:g} {task.description}"
+
+    outcomes = [Outcome(Job("line/go", index, 0, Terms(1, (), 1)), success=index < 3) for index in range(4)]
+    bar, one_by_one = Shown(9, shown=False), Shown(9, shown=False)
+    bar.add()
+    bar.add(*outcomes)
+    for item in outcomes:
+        one_by_one.add(item)
+    assert bar.text() == one_by_one.text() == "4/9 success 75% (30% to 95%)"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shards_merge_into_the_whole(tmp_path: Path, whole: Path, checkpoint: Path, count: int):
+    parts = [tmp_path / str(number) for number in range(1, count + 1)]
+    for number, part in enumerate(parts, 1):
+        result = play(part, checkpoint, shard=f"{number}/{count}")
+        assert result["shard"] == f"{number}/{count}"
+        assert result["protocol"] == json.loads((whole / "result.json").read_text())["protocol"]
+    (tmp_path / "result.json").write_text(json.dumps(merge(parts[::-1])))
+    assert decided(tmp_path) == decided(whole)
+
+
+@pytest.mark.parametrize(("tasks", "episodes", "count"), [(3, 5, 4), (10, 7, 8), (1, 9, 2), (2, 3, 6)])
+def test_episodes_are_dealt_evenly(tasks: int, episodes: int, count: int):
+    everything = EvaluationProtocol("e", tuple(map(str, range(tasks))), episodes, 1, 0).episode_seeds()
+    shares = [Shard.parse(f"{number}/{count}").deal(everything) for number in range(1, count + 1)]
+    assert sorted(item for share in shares for item in share) == sorted(everything)
+    for name in (None, *map(str, range(tasks))):
+        sizes = [sum(name in (None, task) for task, _, _ in share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_merge_says_what_is_missing_or_twice_or_other(tmp_path: Path, checkpoint: Path):
+    a, b, other = tmp_path / "a", tmp_path / "b", tmp_path / "other"
+    play(a, checkpoint, shard="1/2")
+    play(b, checkpoint, shard="2/2")
+    play(other, checkpoint, shard="2/2", execute=3)
+    with pytest.raises(KinoiseError, match=r"decode\.execute: 2 against 3"):
+        merge([a, other])
+    with pytest.raises(KinoiseError, match=r"7 missing \(line/go 1, 3; line/raise 0, 2, 4; line/stuck 1, 3\); 8 twice"):
+        merge([a, a / ".." / "a"])
+    cut(b, 5)
+    with pytest.raises(KinoiseError, match="2 missing"):
+        merge([a, b])
+    with pytest.raises(KinoiseError, match="does not exist"):
+        merge([a, tmp_path])
+    play(b, checkpoint, shard="2/2", resume=True)
+    assert main([str(a), str(b), f"out={tmp_path / 'all'}"]) == 0
+    assert json.loads((tmp_path / "all" / "result.json").read_text())["success"]["n"] == 3 * EPISODES
+    with pytest.raises(UsageError, match="at least two parts"):
+        main([str(a), f"out={tmp_path / 'all'}"])
+
+
+@pytest.mark.parametrize(("slots", "env", "asked"), [(5, "line/go", 0.22), (2, "line/all", 0.15), (9, "line/all", 0.15)])
+def test_it_stops_after_the_first_round_that_is_enough(tmp_path: Path, checkpoint: Path, slots: int, env: str, asked: float):
+    full = play(tmp_path / "full", checkpoint, env=env, episodes=12)
+    tasks = TASKS[env]
+    widths = {}
+    for rounds in range(1, 13):
+        found = [item["success"] for item in full["episodes"] if item["index"] < rounds]
+        _, low, high = wilson(sum(found), len(found))
+        widths[rounds] = (high - low) / 2
+    rounds = next(rounds for rounds, width in widths.items() if width <= asked)
+    assert 1 < rounds < 12
+    result = play(tmp_path / "out", checkpoint, env=env, episodes=12, until=asked, slots=slots)
+    assert result["stopped"] == {"until": asked, "reached": True, "rounds": rounds, "half_width": widths[rounds]}
+    assert result["protocol"] == full["protocol"]
+    assert Counter(item["task"] for item in result["episodes"]) == dict.fromkeys(tasks, rounds)
+    assert result["episodes"] == [item for item in full["episodes"] if item["index"] < rounds]
+    assert len(lines(tmp_path / "out")) - 1 <= len(tasks) * (-(-rounds // BLOCK) * BLOCK) or slots >= len(tasks)
+    console = Console(record=True, width=200)
+    show(result, console)
+    assert f"stopped after {rounds} episodes of each task" in console.export_text()
+
+    on = play(tmp_path / "out", checkpoint, env=env, episodes=12, until=0.01, resume=True)
+    assert (on["stopped"]["reached"], on["stopped"]["rounds"], on["episodes"]) == (False, 12, full["episodes"])
+    assert on["rollout"]["resumed"] >= rounds * len(tasks)
+
+
+def test_where_it_stops_depends_on_no_order():
+    protocol = EvaluationProtocol("e", ("a", "b"), 50, 1, 0)
+    outcomes = [Outcome(Job(*key, Terms(1, (), 1)), success=key[1] % 3 > 0) for key in protocol.episode_seeds()]
+    stops = []
+    for order in (outcomes, outcomes[::-1], sorted(outcomes, key=lambda item: item.job.index)):
+        until = Until(0.1, protocol)
+        for item in order:
+            until.add(item)
+        stops.append((until.rounds, sum(map(until.counts, outcomes))))
+    assert len(set(stops)) == 1
+    assert stops[0][1] == 2 * stops[0][0] < 100
