@@ -151,9 +151,13 @@ def show(result: dict[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
     cost = result["decode_cost"]
+    evaluations = f"a plan takes {cost['nfe_per_plan']:.3g} network evaluations"
+    if cost["plan_batch"]["mean"] is None:  # merged, or all of it played before
+        console.print(evaluations, highlight=False, soft_wrap=True)
+        return
     console.print(
-        f"{result['env_steps_per_s']:.0f} steps/s; a plan takes {cost['nfe_per_plan']:.3g} network evaluations, "
-        f"{_ms(cost['plan_ms'])} for a batch of {cost['plan_batch']['mean'] or 0:.0f}, {_ms(cost['plan_ms_batch1'])} for one; "
+        f"{result['env_steps_per_s']:.0f} steps/s; {evaluations}, "
+        f"{_ms(cost['plan_ms'])} for a batch of {cost['plan_batch']['mean']:.0f}, {_ms(cost['plan_ms_batch1'])} for one; "
         f"{result['wall_s']:.0f} s in all",
         highlight=False,
         soft_wrap=True,
