@@ -96,6 +96,8 @@ class EpisodeStore(Protocol):
         meta: about the whole set, anything that JSON can hold; formats keep there what another format can't say, under their
             name (`meta["robomimic"]["env_args"]`).
         dropped: what the files hold and the store does not, a line each.
+        lost: how many episodes were left out when the files were opened, since they can't be read (see `Report`).
+        original: each episode's number in its files, which count those too that are left out or not asked for.
     """
 
     format: str
@@ -108,6 +110,12 @@ class EpisodeStore(Protocol):
     extras: dict[str, Extra]
     meta: dict[str, Any]
     dropped: tuple[str, ...]
+
+    @property
+    def lost(self) -> int: ...
+
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]: ...
 
     @property
     def keys(self) -> tuple[str, ...]:

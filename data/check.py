@@ -110,7 +110,7 @@ def problems(spec: Spec, extras: Mapping[str, Extra], episode: Episode, label: s
             )
         elif feature.kind == "state" and not np.isfinite(array).all():
             step = int(np.argwhere(~np.isfinite(array))[0, 0])
-            yield f"{label}: '{key}' is NaN or infinite at step {step}. Repair or drop the episode."
+            yield f"{label}: '{key}' is NaN or infinite at step {step}. Repair or remove the episode."
     yield from _extras(extras, episode, steps, label)
     if spec.language and not episode.instruction:
         yield f"{label} has no instruction, but the spec has language. Give it one, or set language=False."

@@ -17,12 +17,15 @@ from ..config import UsageError, parse
 from ..spec import KinoiseError
 from . import FORMATS, Reading, open_store
 from .base import Episode, EpisodeStore, episode
+from .mixture import Mixture
 
 ABOUT = """Writes the demonstrations of SRC to DST in another format, an episode at a time. What SRC's reader left out and what
 DST's format can't hold is listed. DST must not exist, and appears only when all of it is on disk."""
 
 SUFFIXES = {".hdf5": "robomimic", ".h5": "robomimic", ".zarr": "zarr", ".zip": "zarr"}
 """The format to write when DST ends so and none is named."""
+TARGETS = tuple(name for name in FORMATS if name != Mixture.format)
+"""What can be written; a mixture holds no data of its own."""
 
 
 @dataclass
@@ -49,14 +52,13 @@ def main(argv: Sequence[str]) -> int:
         UsageError: a setting that doesn't exist or doesn't fit; no format for DST.
         KinoiseError: SRC can't be read, DST exists or can't be written. Nothing is left behind then.
     """
-    known = " | ".join(FORMATS)
     settings = parse(
         "convert",
         Settings,
         named(argv, "convert", ("src", "dst")),
         positional="src dst",
         about=ABOUT,
-        choices={"format": lambda: known, "source": lambda: known},
+        choices={"format": lambda: " | ".join(TARGETS), "source": lambda: " | ".join(FORMATS)},
     )
     source, target = Path(settings.src), Path(settings.dst)
     name = _target(settings, target)
@@ -97,10 +99,12 @@ def _target(settings: Settings, target: Path) -> str:
     """The name of the format to write."""
     name = settings.format or SUFFIXES.get(target.suffix.lower())
     if name is None:
-        raise UsageError(f"{target}: say in what format to write it, format= one of {', '.join(FORMATS)}.")
-    for key, value in (("format", name), ("source", settings.source)):
-        if value is not None and value not in FORMATS:
-            raise UsageError(f"{key}={value}: the formats are {', '.join(FORMATS)}.")
+        raise UsageError(f"{target}: say in what format to write it, format= one of {', '.join(TARGETS)}.")
+    if name == Mixture.format:
+        raise UsageError(f"format={name}: a mixture only lists data sets and holds none. Take one of {', '.join(TARGETS)}.")
+    for key, value, known in (("format", name, TARGETS), ("source", settings.source, tuple(FORMATS))):
+        if value is not None and value not in known:
+            raise UsageError(f"{key}={value}: the formats are {', '.join(known)}.")
     return name
 
 
@@ -135,6 +139,8 @@ def _episodes(store: EpisodeStore, progress: Progress) -> Iterator[Episode]:
 def _show(store: EpisodeStore, target: Path, name: str, lost: Sequence[str]) -> None:
     beside = f" and beside them {', '.join(store.extras)}" if store.extras else ""
     print(f"{target}: {name}, {len(store.ends):,} episodes, {int(store.ends[-1]):,} steps of {', '.join(store.keys)}{beside}")
+    for line in store.notes if isinstance(store, Mixture) else ():
+        print(f"note: {line}")
     for line in store.dropped:
         print(f"not read from {store.path} ({store.format}): {line}")
     for line in lost:

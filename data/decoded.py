@@ -31,6 +31,7 @@ class DecodedStore(ABC):
     extras: dict[str, Extra]
     meta: dict[str, Any]
     dropped: tuple[str, ...]
+    lost: int = 0
     _last: tuple[int, str, np.ndarray] | None = None
     _stats: dict[str, Stats] | None = None
 
@@ -44,6 +45,10 @@ class DecodedStore(ABC):
     def __getstate__(self) -> dict[str, Any]:
         """To another process goes none of what was decoded."""
         return {**self.__dict__, "_last": None}
+
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]:
+        return np.arange(len(self.ends))
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ class NativeStore:
     """An EpisodeStore over memory-mapped files: opening it reads the metadata alone."""
 
     format = "kinoise"
+    lost = 0
 
     def __init__(self, path: Path, reading: Reading = AS_IT_IS, report: Report = refuse) -> None:
         """Raises KinoiseError when a file is missing or cut short, or the files disagree."""
@@ -80,6 +81,10 @@ class NativeStore:
         """See `write_store`; this format can hold everything."""
         write_store(path, spec, episodes, meta=meta)
         return []
+
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]:
+        return np.arange(len(self.ends))
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -134,8 +134,8 @@ def _check_finite(store: EpisodeStore, key: str, start: int, rows: np.ndarray) -
     episode = int(np.searchsorted(store.ends, start + row, side="right"))
     step = start + row - int(starts(store.ends)[episode])
     raise KinoiseError(
-        f"{store.path}: '{key}' is {rows[row, dim]} in episode {episode} at step {step}, dimension {dim}: "
-        f"a policy cannot be trained on it. Repair or remove the episode."
+        f"{store.path}: '{key}' is {rows[row, dim]} in episode {store.original[episode]} at step {step}, dimension {dim}. "
+        f"Repair or remove the episode. All that are bad are listed by: kinoise inspect {store.path}"
     )
 
 

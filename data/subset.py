@@ -23,6 +23,7 @@ class Subset:
         self.store, self.numbers = store, np.asarray(episodes, np.int64)
         self.format, self.path, self.spec, self.extras = store.format, store.path, store.spec, store.extras
         self.meta, self.dropped = store.meta, store.dropped
+        self.lost, self.original = store.lost, store.original[self.numbers]
         first, last = starts(store.ends)[self.numbers], store.ends[self.numbers]
         self.ends: Int64[np.ndarray, "chosen"] = np.cumsum(last - first)
         texts, self.text = np.unique(store.text[self.numbers], return_inverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +33,7 @@ class View:
         self.store, self.spec, self.theirs = store, spec, theirs
         self.format, self.path, self.ends, self.texts, self.text = store.format, store.path, store.ends, store.texts, store.text
         self.info, self.extras, self.meta, self.dropped = store.info, store.extras, store.meta, store.dropped
+        self.lost, self.original = store.lost, store.original
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -50,28 +52,27 @@ class View:
 
 def _seen(store: EpisodeStore, reading: Reading) -> tuple[Spec, dict[str, str]]:
     known = store.spec.observations
-    for old in reading.rename:
-        if old not in known:
-            raise KinoiseError(f"{store.path}: rename has '{old}', but the observations are {sorted(known)}.")
     ours = {key: reading.rename.get(key, key) for key in known}
-    if len(set(ours.values())) < len(ours):
-        raise KinoiseError(
-            f"{store.path}: after rename two observations have one name: {sorted(ours.values())}. Choose others."
-        )
-    beside = sorted(set(ours.values()) & store.extras.keys())
-    if beside:
-        raise KinoiseError(f"{store.path}: after rename observations are called {beside}, as extras are. Choose other names.")
     theirs = {new: old for old, new in ours.items()}
+    absent = [old for old in reading.rename if old not in known]
+    doubled = sorted(name for name, count in Counter(ours.values()).items() if count > 1)
+    beside = sorted(theirs.keys() & store.extras.keys())
     unknown = sorted(set(reading.keys or ()) - theirs.keys())
+    problems = [f"rename has '{old}', but the observations are {sorted(known)}" for old in absent]
+    problems += [f"after rename several observations are called '{name}': choose other names" for name in doubled]
+    if beside:
+        problems.append(f"after rename observations are called {beside}, as extras are: choose other names")
     if unknown:
-        raise KinoiseError(f"{store.path}: keys has {unknown}, but the observations are {sorted(theirs)}.")
+        problems.append(f"keys has {unknown}, but the observations are {sorted(theirs)}")
+    if reading.control is not None and reading.control not in CONTROLS:
+        problems.append(f"control={reading.control}: expected one of {', '.join(CONTROLS)}")
+    if problems:
+        raise KinoiseError(f"{store.path}: {'; '.join(problems)}.")
     chosen = [key for key in theirs if reading.keys is None or key in reading.keys]
     spec = replace(store.spec, observations={key: known[theirs[key]] for key in chosen})
     if reading.rate is not None:
         spec = replace(spec, rate=float(reading.rate))
     if reading.control is not None:
-        if reading.control not in CONTROLS:
-            raise KinoiseError(f"control={reading.control}: expected one of {', '.join(CONTROLS)}.")
         spec = replace(spec, control=reading.control)
     if reading.gripper is not None:
         spec = replace(spec, gripper=tuple(reading.gripper))

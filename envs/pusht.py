@@ -130,8 +130,8 @@ def _check_pictures(cameras: Sequence[str], size: int) -> None:
     for camera in cameras:
         if camera not in CAMERAS:
             close = difflib.get_close_matches(camera, CAMERAS, 1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise KinoiseError(f"unknown camera '{camera}': the cameras are {', '.join(CAMERAS)}.{hint}")
+            hint = f". Did you mean {close[0]}? The" if close else ": the"
+            raise KinoiseError(f"unknown camera '{camera}'{hint} cameras are {', '.join(CAMERAS)}")
 
 
 def _simulator() -> type[PushTEnv]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..config import UsageError, parse
 from ..data import FORMATS, EpisodeStore, Reading, open_store
-from ..data.base import ACTION
+from ..data.base import ACTION, Report
 from ..data.cache import mapped, measured
 from ..data.mixture.store import Mixture
 from ..data.windows import Windows
@@ -24,6 +24,7 @@ from ..policies import build_policy, choices
 from ..policies.base import Policy
 from ..policies.checkpoint import load_policy
 from ..spec import KinoiseError
+from .augment import check_augment
 from .checkpoint import RunDirectory, State
 from .config import Settings, TrainConfig, differences
 from .loop import Trainer
@@ -51,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
     accelerator = make_accelerator(settings.train)
     console = Console(stderr=True, quiet=not accelerator.is_main_process)
     reading = Reading(format=settings.format, filter=settings.filter, rate=settings.rate)
-    run, store = RunDirectory(Path(settings.out), settings.train.keep), open_store(settings.data, reading)
+    run = RunDirectory(Path(settings.out), settings.train.keep)
+    store = open_store(settings.data, reading, refusing(settings.data))
+    check_augment(settings.train.augment, store.spec)
     cache = Path(settings.out).absolute().parent / "cache" if settings.cache is None else Path(settings.cache)
     with run.claimed(settings.resume) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
@@ -68,6 +71,15 @@ def main(argv: Sequence[str]) -> int:
         run.summary.unlink(missing_ok=True)
         with closing(session.trainer):
             return session.train()
+
+
+def refusing(data: str) -> Report:
+    """What is wrong with one episode ends training before it begins; the command that lists all of them is said with it."""
+
+    def refuse(problem: str) -> None:
+        raise KinoiseError(f"{problem} All that are bad are listed by: kinoise inspect {data}")
+
+    return refuse
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:

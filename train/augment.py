@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import UsageError
 from ..policies.core.random import move, uniform
-from ..spec import Batch
+from ..spec import Batch, Spec
 
 LUMA = (0.299, 0.587, 0.114)
 """Of red, green and blue in what the eye takes for grey: ITU-R BT.601."""
@@ -40,6 +40,20 @@ class AugmentConfig:
     @property
     def colour(self) -> bool:
         return any((self.brightness, self.contrast, self.saturation, self.hue))
+
+
+def check_augment(config: AugmentConfig, spec: Spec) -> None:
+    """Raises UsageError where the data have no pictures to change, or one that `shift` would push out of view."""
+    if not config.shift and not config.colour:
+        return
+    sizes = {key: item.shape[:2] for key, item in spec.observations.items() if item.kind == "image"}
+    if not sizes:
+        raise UsageError(f"train.augment changes pictures, the data have only {', '.join(spec.observations)}: leave it out")
+    small = [f"'{key}' {height} x {across}" for key, (height, across) in sizes.items() if config.shift >= min(height, across)]
+    if small:
+        raise UsageError(
+            f"train.augment.shift={config.shift}: expected less pixels than pictures have on a side, and {', '.join(small)}"
+        )
 
 
 def augment(batch: Batch, config: AugmentConfig, gen: torch.Generator) -> Batch:

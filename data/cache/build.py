@@ -65,24 +65,32 @@ class Build:
         """
         for episode in block:
             for keys in self.groups:
-                for key, array in _decoded(self.store, episode, keys).items():
-                    self._check(episode, key, array)
+                for key, array in self._read(episode, keys).items():
                     self.files[key].write(int(self.first[episode]), array)
         for item in self.files.values():
             item.flush(int(self.first[block[0]]), int(self.store.ends[block[-1]]))
 
+    def _read(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        try:
+            arrays = _decoded(self.store, episode, keys)
+            for key, array in arrays.items():
+                self._check(episode, key, array)
+        except KinoiseError as error:
+            raise KinoiseError(f"{error} All that are bad are listed by: kinoise inspect {self.store.path}") from error
+        return arrays
+
     def _check(self, episode: int, key: str, array: np.ndarray) -> None:
         dtype, shape = self.arrays[key]
         expected = (int(self.store.ends[episode] - self.first[episode]), *shape)
-        where = f"{self.store.path}: '{key}' of episode {episode}"
+        where = f"{self.store.path}: '{key}' of episode {self.store.original[episode]}"
         if array.shape != expected or array.dtype != dtype:
             raise KinoiseError(
                 f"{where} is {array.dtype}{list(array.shape)}, expected {dtype}{list(expected)}. "
-                f"Its metadata and its data disagree: see kinoise inspect, and write the data set again."
+                f"Its metadata and its data disagree: write the data set again."
             )
         if key in features(self.spec) and dtype.kind == "f" and not np.isfinite(array).all():
             step = int(np.argwhere(~np.isfinite(array))[0, 0])
-            raise KinoiseError(f"{where} is NaN or infinite at step {step}. Repair or drop the episode.")
+            raise KinoiseError(f"{where} is NaN or infinite at step {step}. Repair or remove the episode.")
 
     def statistics(self, key: str) -> dict[str, Any]:
         """Those of one feature of the finished copy, as JSON."""

@@ -84,8 +84,12 @@ def scan(
     }
 
 
-def anomaly_problems(keys: Mapping[str, Mapping[str, Any]], steps: int) -> list[str]:
-    """What `scan` found, a line for each key and kind. Many far values are a mode of the data, not mistakes: no problem."""
+def anomaly_problems(keys: Mapping[str, Mapping[str, Any]], steps: int, called: Callable[[int], str]) -> list[str]:
+    """What `scan` found, a line for each key and kind. Many far values are a mode of the data, not mistakes: no problem.
+
+    Args:
+        called: how messages call an episode, given its number in `scan`'s result.
+    """
     problems = []
     for key, found in keys.items():
         if found["nearly_constant"]:
@@ -98,7 +102,7 @@ def anomaly_problems(keys: Mapping[str, Mapping[str, Any]], steps: int) -> list[
             worst = max(rare, key=lambda item: item["size"])
             problems.append(
                 f"'{key}': values far from all others in {shortened([item['name'] for item in rare])}: the worst is "
-                f"{worst['value']:.4g} in '{worst['name']}', episode {worst['episode']} at step {worst['step']}, "
+                f"{worst['value']:.4g}{_which(worst, rare)}, {called(worst['episode'])} at step {worst['step']}, "
                 f"{worst['size']:.0f} spreads from the median {worst['median']:.4g}"
             )
         rare = [item for item in found["jumps"] if item["steps"] <= max(2, RARE * steps)]
@@ -106,11 +110,16 @@ def anomaly_problems(keys: Mapping[str, Mapping[str, Any]], steps: int) -> list[
             worst = max(rare, key=lambda item: item["size"])
             problems.append(
                 f"'{key}': sudden jumps in {shortened([item['name'] for item in rare])}: "
-                f"{sum(item['steps'] for item in rare)}, the largest to {worst['value']:.4g} "
-                f"in '{worst['name']}', episode {worst['episode']} at step {worst['step']}, "
+                f"{sum(item['steps'] for item in rare)}, the largest to {worst['value']:.4g}{_which(worst, rare)}, "
+                f"{called(worst['episode'])} at step {worst['step']}, "
                 f"{worst['size']:.0f} times its usual largest change"
             )
     return problems
+
+
+def _which(worst: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
+    """The dimension of the worst of what was found, where more than one was named before."""
+    return f" in '{worst['name']}'" if len(found) > 1 else ""
 
 
 def shortened(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,18 +111,18 @@ def camera_findings(cameras: Mapping[str, Camera], numbers: Sequence[int], rate:
     return found
 
 
-def camera_problems(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What is wrong in `camera_findings`, a line each."""
+def camera_problems(found: Mapping[str, Mapping[str, Any]], called: Callable[[int], str]) -> list[str]:
+    """What is wrong in `camera_findings`, a line each; `called` is how messages call an episode, given its number there."""
     problems = []
     for index, (key, item) in enumerate(found.items()):
         for name, text in (("black", "black"), ("uniform", "of one colour"), ("frozen", "frozen while the robot moves")):
             if item[name]:
-                problems.append(f"'{key}': episodes that are {text}: {len(item[name])} ({_listed(item[name])})")
+                problems.append(f"'{key}': episodes that are {text}: {len(item[name])} ({_listed(item[name], called)})")
         if item["stuck"]:
             worst = max(item["stuck"], key=lambda it: it["steps"])
             problems.append(
                 f"'{key}': episodes in which the picture stands still while the robot moves: {len(item['stuck'])} (the "
-                f"longest in episode {worst['episode']}, {worst['steps']} steps from step {worst['step']}): frames were lost"
+                f"longest in {called(worst['episode'])}, {worst['steps']} steps from step {worst['step']}): frames were lost"
             )
         for other in item["identical_to"]:
             if other in list(found)[index + 1 :]:
@@ -131,8 +131,8 @@ def camera_problems(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
             chosen = [flip for flip in item["flipped"] if flip["flip"] == name]
             if chosen:
                 problems.append(
-                    f"'{key}': first frames that look {name} against the other episodes': {len(chosen)} (the first is episode "
-                    f"{chosen[0]['episode']}: correlation with their median {chosen[0]['correlation']:.2f}, "
+                    f"'{key}': first frames that look {name} against the other episodes': {len(chosen)} (the first is "
+                    f"{called(chosen[0]['episode'])}: correlation with their median {chosen[0]['correlation']:.2f}, "
                     f"{chosen[0]['flipped_correlation']:.2f} once turned)"
                 )
     return problems
@@ -189,6 +189,5 @@ def _longest(flags: Bool[np.ndarray, "steps"]) -> tuple[int, int]:
     return int(lengths[best]), int(edges[2 * best])
 
 
-def _listed(episodes: Sequence[int]) -> str:
-    shown = ", ".join(map(str, episodes[:8]))
-    return f"episode {shown}" if len(episodes) == 1 else f"episodes {shown}{', ...' if len(episodes) > 8 else ''}"
+def _listed(episodes: Sequence[int], called: Callable[[int], str]) -> str:
+    return ", ".join(map(called, episodes[:8])) + (", ..." if len(episodes) > 8 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Clock:
         }
 
 
-def clock_problems(found: dict[str, Any] | None) -> list[str]:
+def clock_problems(found: dict[str, Any] | None, called: Callable[[int], str]) -> list[str]:
     """What is wrong in a clock's summary, a line each."""
     if found is None:
         return []
@@ -74,7 +75,8 @@ def clock_problems(found: dict[str, Any] | None) -> list[str]:
     if found["backwards"]:
         worst = found["backwards"][0]
         problems.append(
-            f"time stamps that stand still or go back: {found['backwards_count']} (the worst in {_place(worst)}, "
+            f"time stamps that stand still or go back: {found['backwards_count']} (the worst in "
+            f"{called(worst['episode'])} at step {worst['step']}, "
             f"by {worst['interval']:.3g} steps): the recording's order is in doubt"
         )
     if rate is not None and abs(rate / expected - 1) > RATE_ERROR:
@@ -86,7 +88,7 @@ def clock_problems(found: dict[str, Any] | None) -> list[str]:
         worst = found["gaps"][0]
         problems.append(
             f"gaps in the time stamps: {found['gap_count']}, about {found['lost_frames']} frames lost (the longest in "
-            f"{_place(worst)}: {worst['interval']:.3g} steps long)"
+            f"{called(worst['episode'])} at step {worst['step']}: {worst['interval']:.3g} steps long)"
         )
     if found["jitter"] is not None and found["jitter"] > JITTER:
         problems.append(f"time stamps jitter by {found['jitter']:.0%} of a step (RMS): the rate isn't kept")
@@ -99,7 +101,3 @@ def _listed(episode: int, steps: np.ndarray, intervals: np.ndarray) -> list[dict
 
 def _worst(items: list[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     return sorted(items, key=lambda item: sign * item["interval"])[:KEPT]
-
-
-def _place(item: dict[str, Any]) -> str:
-    return f"episode {item['episode']} at step {item['step']}"

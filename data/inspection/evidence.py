@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
+from .sample import distinct
+
 LAGS = (1, 2, 3, 5)
 SUMS = (1, 5, 10)
 AHEAD = (2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -50,13 +52,15 @@ def action_kind(
     unexplained as by chance (when actions are held against states a quarter, a half and three quarters of the data away). The
     whole is decided when half or more of the dimensions that were looked at count and all that do agree. `delta` and `relative`
     tell a motion for one step from one since an earlier observation: the same for a robot that is where it was told to be after
-    one step. A velocity is a `delta` whose `slope` is 1 / rate.
+    one step. A velocity is a `delta` whose `slope` is 1 / rate. Of episodes that are the same one alone is looked at: the
+    others would pass for chance.
 
     Args:
         ends: one past each episode's last step.
         rate: steps per second.
         skip: dimensions to leave out (the gripper's); those with three values or fewer always are.
     """
+    action, states, ends = distinct(action, states, ends)
     looked = [dim for dim in range(action.shape[1]) if dim not in skip and len(np.unique(action[:2000, dim])) > FEW_VALUES]
     if not looked or not states.shape[1] or int(np.diff(ends, prepend=0).max()) <= max(SUMS) or len(action) < FEWEST:
         return {"kind": "undecided", "why": "too little data, no states, or an action with hardly any values", "dimensions": []}
@@ -99,8 +103,12 @@ def _guess(
     elif len({item["kind"] for item in decided}) > 1:
         why = "the dimensions disagree: " + "; ".join(f"{item['name']} {item['kind']}" for item in decided)
     else:
-        best = max(max(item["r2"].values()) for item in dimensions)
-        why = f"the evidence is weak: {len(decided)} of {len(looked)} dimensions count, the best R2 is {best:.2f}"
+        best = max((item for item in dimensions if item["doubt"]), key=lambda item: max(item["r2"].values()))
+        others = "of the others " if decided else ""
+        why = (
+            f"the evidence is weak: {len(decided)} of {len(looked)} dimensions count, {others}the best R2 is "
+            f"{max(best['r2'].values()):.2f} ('{best['name']}'), {best['doubt']}"
+        )
     return {"kind": kind, "why": why, "dimensions": dimensions}
 
 
@@ -133,21 +141,30 @@ def _dimension(
     else:
         rest = [absolute.r2]
     # Smooth curves of few episodes resemble each other whatever they are of.
-    chance = 1 - best.r2 > BEYOND_CHANCE * (1 - best.chance)
-    kind = best.kind if best.r2 >= SURE and best.r2 - max(rest) >= MARGIN and not chance else "undecided"
-    evidence = f"'{names[dim]}' against '{state_names[best.state]}', {best.text}: R2 {best.r2:.2f} (" + ", ".join(
-        f"{match.kind} {match.r2:.2f}" for match in order if match is not best
-    )
+    if best.r2 < SURE:
+        doubt = f"less than {SURE}"
+    elif best.r2 - max(rest) < MARGIN:
+        doubt = f"but another reading explains as much ({_r2s(order)})"
+    elif 1 - best.r2 > BEYOND_CHANCE * (1 - best.chance):
+        doubt = f"but actions fit states far away nearly as well by chance (R2 {best.chance:.2f})"
+    else:
+        doubt = ""
+    evidence = f"'{names[dim]}' against '{state_names[best.state]}', {best.text}: R2 {best.r2:.2f}"
     return {
         "name": names[dim],
-        "kind": kind,
+        "kind": "undecided" if doubt else best.kind,
+        "doubt": doubt,
         "state": state_names[best.state],
         "r2": {key: match.r2 for key, match in found.items()},
         "chance": best.chance,
         "slope": best.slope,
         "velocity": bool(best.kind == "delta" and abs(best.slope * rate - 1) < SLOPE and rate > 1.2),
-        "evidence": evidence + ")",
+        "evidence": f"{evidence} ({_r2s([match for match in order if match is not best])})",
     }
+
+
+def _r2s(matches: Sequence[Match]) -> str:
+    return ", ".join(f"{match.kind} {match.r2:.2f}" for match in matches)
 
 
 def _echoes(action: np.ndarray, states: np.ndarray, owner: np.ndarray) -> Bool[np.ndarray, "s"]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...spec import Feature, KinoiseError
 from ..base import ACTION, TIMESTAMP, EpisodeStore, features, starts
+from ..mixture.store import Mixture
 from ..stats import block_rows
 from ..subset import Subset
 from .cameras import Camera, Film, moving
@@ -84,10 +85,18 @@ def examine(store: EpisodeStore, advance: Callable[[int], None] = lambda rows: N
 
 
 def called(store: EpisodeStore, index: int) -> str:
-    """How messages call an episode: by its index, its data set in a mixture, and its name in the files where it has one."""
-    info = store.info[index]
-    names = [str(name) for name in (info.get("dataset"), info.get("demo") or info.get("task")) if name]
-    return f"episode {index} ({', '.join(names)})" if names else f"episode {index}"
+    """How messages call an episode: by its number in its files and, where it has one, its name there. Of a mixture it is the
+    number in the mixture, followed by the data set and the number or name in that."""
+    info, number = store.info[index], int(store.original[index])
+    name = info.get("demo") or info.get("task")
+    if isinstance(store, Mixture):
+        own = store.names[int(store.member[index])]
+        known = [own if info.get("demo") else f"episode {number} of {own}", name]
+        number = index
+    else:
+        known = [info.get("dataset"), name]
+    said = ", ".join(str(item) for item in known if item)
+    return f"episode {number} ({said})" if said else f"episode {number}"
 
 
 def _checked(
@@ -104,7 +113,7 @@ def _checked(
     name = f" ('{feature.names[dim]}')" if feature.names else ""
     wrong.append(
         f"{store.path}: {called(store, index)}: '{key}' is NaN or infinite at {len(bad)} step(s), the first is step {bad[0]}, "
-        f"dimension {dim}{name}. Repair or drop the episode."
+        f"dimension {dim}{name}. Repair or remove the episode."
     )
     return None
 
@@ -158,6 +167,6 @@ def _read(
         return array
     wrong.append(
         f"{store.path}: {called(store, index)}: '{key}' is {array.dtype}{list(array.shape)}, expected "
-        f"{dtype}{[stop - start, *shape]}. Convert or drop the episode."
+        f"{dtype}{[stop - start, *shape]}. Convert or remove the episode."
     )
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ Exit code 0 when the data could be read, problems or not; 1 when nothing could."
 
 SHOWN = 30
 """Problems shown in the terminal, of the first and of the last."""
+MOST_NAME = 24
+"""Characters of a name in the terminal before it goes on in the next line."""
 MOST_FRAMES = 100
 """A picture of more takes minutes to lay out, and has more rows than a picture may have."""
 
@@ -90,8 +92,11 @@ def _comparable(store: EpisodeStore, problems: list[str]) -> EpisodeStore:
     if isinstance(store, Mixture):
         try:
             _ = store.laid
-        except KinoiseError as error:
-            problems.append(f"{store.path}: normalise: each can't be done, so numbers here are each data set's own: {error}")
+        except KinoiseError:
+            problems.append(
+                f"{store.path}: normalise: each can't be done while episodes are bad (see the other problems), so numbers here "
+                f"are each data set's own."
+            )
             return store.unframed()
     return store
 
@@ -120,13 +125,19 @@ def _write(found: dict[str, Any], examined: Examined, settings: Settings) -> Non
 def _show(found: dict[str, Any], console: Console, dimensions: bool) -> None:
     minutes, seconds = divmod(found["duration_s"], 60)
     console.print(Text(found["path"], "bold"))
-    left_out = f" ({len(found['left_out'])} left out)" if found["left_out"] else ""
+    left_out = _left_out(len(found["left_out"]) + found["lost"])
     console.print(
         f"{found['format']}, {found['episodes']:,} episodes{left_out}, {found['steps']:,} steps at {found['rate']:g} Hz "
-        f"({minutes:.0f} min {seconds:.0f} s), {found['control']} actions\n"
+        f"({minutes:.0f} min {seconds:.0f} s), {found['control']} actions"
     )
+    for item in found["datasets"]:
+        weight = "" if item["weight"] is None else f", weight {item['weight']:g}"
+        episodes = f"{item['episodes']:,} episodes{_left_out(item['left_out'])}, {item['steps']:,} steps"
+        console.print(Text.assemble("  ", (item["name"], "bold"), f": {item['format']}, {episodes}{weight}"))
+    console.print()
     if found["keys"]:
-        console.print(_dimensions(found["keys"]) if dimensions else _keys(found["keys"]))
+        for table in _dimensions(found["keys"]) if dimensions else [_keys(found["keys"])]:
+            console.print(table)
         console.print(_instructions(found["instructions"]))
         _show_evidence(found, console)
     if not found["problems"]:
@@ -142,6 +153,10 @@ def _show(found: dict[str, Any], console: Console, dimensions: bool) -> None:
         console.print(Text(f"... and {hidden} more problems: json=true and html=PATH show them all", "bold yellow"))
         for problem in problems[-SHOWN:]:
             console.print(Text.assemble(("problem: ", "bold yellow"), problem))
+
+
+def _left_out(count: int) -> str:
+    return f" ({count:,} left out)" if count else ""
 
 
 def _show_evidence(found: dict[str, Any], console: Console) -> None:
@@ -160,9 +175,10 @@ def _show_evidence(found: dict[str, Any], console: Console) -> None:
 
 def _keys(keys: dict[str, dict[str, Any]]) -> Table:
     table = _table("key", "array", "unit", "range", "mean", "std", "constant")
+    table.columns[0].width = min(MOST_NAME, max(map(len, keys)))
     for key, value in keys.items():
         table.add_row(
-            Text(key, no_wrap=True),
+            Text(key),
             f"{value['dtype']} {'x'.join(map(str, value['shape']))}",
             Text(", ".join(dict.fromkeys(value["unit"]))),
             _span([*value["min"], *value["max"]]),
@@ -173,18 +189,17 @@ def _keys(keys: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _dimensions(keys: dict[str, dict[str, Any]]) -> Table:
-    table = _table("key", "dimension", "unit", "min", "1 %", "mean", "99 %", "max", "std")
+def _dimensions(keys: dict[str, dict[str, Any]]) -> Iterator[Table]:
+    """A table for each key: its name in a column would leave the numbers too little room."""
     for key, value in keys.items():
+        table = _table(key, "min", "1 %", "mean", "99 %", "max", "std")
         units = value["unit"] if len(value["unit"]) == len(value["names"]) else [*value["unit"], ""][:1] * len(value["names"])
         columns = zip(*(value[name] for name in ("min", "q01", "mean", "q99", "max", "std")), strict=True)
         for name, unit, numbers in zip(value["names"], units, columns, strict=True):
             style = "yellow" if name in value["constant"] else ""
-            table.add_row(
-                Text(key, no_wrap=True), Text(name), Text(unit), *(f"{number:.3g}" for number in numbers), style=style
-            )
-        table.add_section()
-    return table
+            called = f"{name} ({unit})" if unit else name
+            table.add_row(Text(called), *(f"{number:.3g}" for number in numbers), style=style)
+        yield table
 
 
 def _instructions(instructions: list[dict[str, Any]]) -> Table:
@@ -205,7 +220,8 @@ def _instructions(instructions: list[dict[str, Any]]) -> Table:
 def _table(*headers: str) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
-        table.add_column(header)
+        # Folded, not cut: what is missing of a number can't be seen.
+        table.add_column(header, overflow="fold")
     return table
 
 

@@ -29,18 +29,20 @@ def render(found: dict[str, Any], store: EpisodeStore | None, sheet: Sequence[Fr
     page.filters.update(number=_number, percent=lambda share: f"{100 * share:.1f}".removesuffix(".0"))
     minutes, seconds = divmod(round(found["duration_s"]), 60)
     hours, minutes = divmod(minutes, 60)
+    names = dict(zip(found["numbers"], found["called"], strict=True))
     return page.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8")).render(
         found=found,
         title=Path(found["path"]).name or found["path"],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
         duration=f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s",
+        names=names,
         states={key: _dimensions(key, item) for key, item in found["keys"].items() if item["kind"] == "state"},
         cameras={key: channels(item["histogram"], key) for key, item in found["keys"].items() if item["kind"] == "image"},
         lengths=_lengths(found["lengths"]),
         frames=[
             {
-                "number": item.number,
+                "called": names[item.number],
                 "instruction": item.instruction,
                 "pictures": [(key, embedded(first), embedded(last)) for key, (first, last) in item.ends.items()],
             }
@@ -85,7 +87,7 @@ def _traces(found: dict[str, Any], store: EpisodeStore | None) -> dict[str, Any]
     flat = [curve.reshape(len(curve), -1) for curve in curves]
     names = found["keys"][ACTION]["names"]
     return {
-        "episodes": [found["numbers"][index] for index in chosen],
+        "episodes": [found["called"][index] for index in chosen],
         "longest": max(map(len, flat)),
         "charts": [
             {

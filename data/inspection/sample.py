@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float64, Int64
 from ..base import EpisodeStore, features, starts
 
 SAMPLE_BYTES = 2**27
+SAME = 1e-3
+"""Share of the range by which two recordings of one episode differ at most."""
 
 
 class Sample(NamedTuple):
@@ -41,3 +43,25 @@ def sampled(store: EpisodeStore, keys: Sequence[str], most: int = 20_000) -> Sam
         rows = np.concatenate(parts)
         arrays[key] = rows.reshape(len(rows), -1).astype(np.float64)
     return Sample(arrays, np.cumsum(lengths[chosen]))
+
+
+def distinct(
+    action: Float64[np.ndarray, "steps a"], states: Float64[np.ndarray, "steps s"], ends: Int64[np.ndarray, "episodes"]
+) -> tuple[Float64[np.ndarray, "kept a"], Float64[np.ndarray, "kept s"], Int64[np.ndarray, "some"]]:
+    """Actions, states and ends without the episodes that repeat an earlier one."""
+    rows = np.concatenate([action, states], 1)
+    tolerance = SAME * np.ptp(rows, 0)
+    first, lengths = np.concatenate([[0], ends[:-1]]), np.diff(ends, prepend=0)
+    kept: dict[int, list[int]] = {}
+    whole = np.ones(len(rows), bool)
+    for start, steps in zip(first.tolist(), lengths.tolist(), strict=True):
+        others = np.array(kept.setdefault(steps, []), np.int64)
+        # The first and last steps rule out nearly all.
+        for step in (0, steps - 1):
+            others = others[(np.abs(rows[others + step] - rows[start + step]) <= tolerance).all(1)]
+        mine = rows[start : start + steps]
+        if any((np.abs(rows[other : other + steps] - mine) <= tolerance).all() for other in others):
+            whole[start : start + steps] = False
+        else:
+            kept[steps].append(start)
+    return action[whole], states[whole], np.cumsum(lengths[whole[first]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from jaxtyping import Bool, Int64
 
 from ...spec import Feature, Stats
 from ..base import ACTION, EpisodeStore, features, starts
+from ..mixture.store import Mixture
 from ..stats import blocks, statistics
 from .anomalies import anomaly_problems, scan, shortened
 from .cameras import camera_findings, camera_problems
 from .clock import clock_problems
 from .evidence import action_kind, contradiction
-from .examine import Examined
+from .examine import Examined, called
 from .rotations import rotations
 from .sample import Sample, sampled
 
@@ -57,14 +59,19 @@ def survey(
         "control": opened.spec.control,
         "language": opened.spec.language,
         "left_out": sorted(set(range(len(opened.ends))) - set(examined.numbers)),
+        "lost": opened.lost,
+        "datasets": _datasets(opened, examined.numbers),
         "dropped": list(opened.dropped),
         "extras": {key: {"dtype": extra.dtype.name, "shape": list(extra.shape)} for key, extra in opened.extras.items()},
     }
     store, numbers = examined.store, examined.numbers
     early = [*problems, *examined.problems]
+    notes = opened.notes if isinstance(opened, Mixture) else []
+    name = partial(called, opened)
     if store is None:
-        nothing = {"episodes": 0, "steps": 0, "duration_s": 0.0, "lengths": [], "numbers": [], "keys": {}, "instructions": []}
-        return {**about, **nothing, "cameras": {}, "clock": None, "action": None, "notes": [], "problems": early}
+        nothing = {"episodes": 0, "steps": 0, "duration_s": 0.0, "lengths": [], "numbers": []}
+        nothing |= {"called": [], "keys": {}, "instructions": []}
+        return {**about, **nothing, "cameras": {}, "clock": None, "action": None, "notes": notes, "problems": early}
     states = [key for key, feature in features(store.spec).items() if feature.kind == "state"]
     stats = statistics(store, keys=states, advance=advance)
     stats |= {key: camera.counts.stats() for key, camera in examined.cameras.items()}
@@ -89,27 +96,50 @@ def survey(
         "duration_s": steps / store.spec.rate,
         "lengths": np.diff(store.ends, prepend=0).tolist(),
         "numbers": numbers,
+        "called": [name(number) for number in numbers],
         "keys": keys,
         "cameras": cameras,
         "clock": clock,
         "action": guess,
         "instructions": instructions,
-        "notes": _foreign(store),
+        "notes": [*notes, *_foreign(store)],
         "problems": [
             *early,
             *contradiction(guess, store.spec.control),
             *_constant(keys),
-            *anomaly_problems({key: keys[key] for key in states}, steps),
+            *anomaly_problems({key: keys[key] for key in states}, steps, name),
             *_idle(instructions),
             *_out_of_bounds(store, stats[ACTION]),
-            *clock_problems(clock),
-            *camera_problems(cameras),
+            *clock_problems(clock, name),
+            *camera_problems(cameras, name),
             *_same_words(store),
-            *_duplicates(store, examined),
-            *_short(store, instructions, numbers),
-            *_failed(store, numbers),
+            *_duplicates(store, examined, name),
+            *_short(store, instructions, numbers, name),
+            *_failed(store, numbers, name),
         ],
     }
+
+
+def _datasets(opened: EpisodeStore, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """The data sets of a mixture, with their good episodes; none where there is but one."""
+    if not isinstance(opened, Mixture):
+        return []
+    lengths = np.diff(opened.ends, prepend=0)
+    good = np.zeros(len(lengths), bool)
+    good[list(numbers)] = True
+    weights = opened.weights or [None] * len(opened.members)
+    return [
+        {
+            "name": name,
+            "path": str(store.path),
+            "format": store.format,
+            "episodes": int(good[opened.member == index].sum()),
+            "left_out": int((~good)[opened.member == index].sum()) + store.lost,
+            "steps": int(lengths[good & (opened.member == index)].sum()),
+            "weight": weight,
+        }
+        for index, (name, store, weight) in enumerate(zip(opened.names, opened.members, weights, strict=True))
+    ]
 
 
 def _feature(feature: Feature, stats: Stats) -> dict[str, Any]:
@@ -235,7 +265,7 @@ def _foreign(store: EpisodeStore) -> list[str]:
     return [f"instructions with letters beyond ASCII: {len(foreign)} of {len(store.texts)}, e.g. {foreign[0]!r}"]
 
 
-def _duplicates(store: EpisodeStore, examined: Examined) -> list[str]:
+def _duplicates(store: EpisodeStore, examined: Examined, name: Callable[[int], str]) -> list[str]:
     seen: dict[tuple, int] = {}
     repeats: dict[int, list[tuple[int, int]]] = {}
     for index, (number, beginning) in enumerate(zip(examined.numbers, examined.beginnings, strict=True)):
@@ -245,12 +275,14 @@ def _duplicates(store: EpisodeStore, examined: Examined) -> list[str]:
             repeats.setdefault(text, []).append((number, original))
     return [
         f"'{store.texts[text]}': episodes that start exactly like an earlier one: {len(pairs)} "
-        f"(episode {pairs[0][0]} like {pairs[0][1]}); they add fewer situations than their number says"
+        f"({name(pairs[0][0])} like {name(pairs[0][1])}); they add fewer situations than their number says"
         for text, pairs in repeats.items()
     ]
 
 
-def _short(store: EpisodeStore, instructions: list[dict[str, Any]], numbers: Sequence[int]) -> list[str]:
+def _short(
+    store: EpisodeStore, instructions: list[dict[str, Any]], numbers: Sequence[int], name: Callable[[int], str]
+) -> list[str]:
     medians = np.array([item["length"]["median"] for item in instructions])
     lengths = np.diff(store.ends, prepend=0)
     short = np.flatnonzero(lengths < SHORT_SHARE * medians[store.text])
@@ -258,10 +290,10 @@ def _short(store: EpisodeStore, instructions: list[dict[str, Any]], numbers: Seq
         return []
     return [
         f"episodes shorter than a quarter of their instruction's median: {len(short)} "
-        f"(the first is episode {numbers[short[0]]}, {lengths[short[0]]} steps); cut off, or recorded by mistake?"
+        f"(the first is {name(numbers[short[0]])}, {lengths[short[0]]} steps); cut off, or recorded by mistake?"
     ]
 
 
-def _failed(store: EpisodeStore, numbers: Sequence[int]) -> list[str]:
+def _failed(store: EpisodeStore, numbers: Sequence[int], name: Callable[[int], str]) -> list[str]:
     failed = [number for number, info in zip(numbers, store.info, strict=True) if info.get("success") is False]
-    return [f"episodes marked as failed: {len(failed)} (the first is episode {failed[0]})"] if failed else []
+    return [f"episodes marked as failed: {len(failed)} (the first is {name(failed[0])})"] if failed else []

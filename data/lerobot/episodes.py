@@ -46,8 +46,9 @@ class Entry:
     clips: dict[str, Clip]
 
 
-def read_episodes(info: Info, report: Report) -> tuple[list[Entry], dict[int, str]]:
-    """The episodes that can be read, by number, and the tasks by index; `report` takes what is wrong with the others.
+def read_episodes(info: Info, report: Report) -> tuple[list[Entry], dict[int, str], list[int]]:
+    """The episodes that can be read, by number, the tasks by index, and the numbers of the episodes that can't be read;
+    `report` takes what is wrong with these.
 
     Raises KinoiseError when the table itself can't be read, or no episode is left.
     """
@@ -56,15 +57,18 @@ def read_episodes(info: Info, report: Report) -> tuple[list[Entry], dict[int, st
     table, rows = _table_v3(info) if info.version == "v3.0" else _table_v2(info)
     videos = [name for name, item in info.features.items() if item.dtype == "video"]
     found: dict[int, Entry] = {}
+    lost: list[int] = []
     for row in rows:
         try:
             entry = _entry(info, row, videos, order)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             report(f"{table}: episode {row.get('episode_index')} is damaged ({error!r}). Restore the file from its source.")
+            lost.append(row["episode_index"] if isinstance(row.get("episode_index"), int) else len(rows))
             continue
         wrong = _wrong(row, entry, found)
         if wrong is not None:
             report(f"{table}: episode {entry.number} {wrong}. Restore the file from its source, or convert it again.")
+            lost += [] if entry.number in found else [entry.number]
             continue
         found[entry.number] = entry
     entries = [found[number] for number in sorted(found)]
@@ -72,7 +76,8 @@ def read_episodes(info: Info, report: Report) -> tuple[list[Entry], dict[int, st
     kept = _present(info, entries, report)
     if not kept:
         raise KinoiseError(f"{info.root}: none of the {len(entries)} episodes that {table} lists can be read.")
-    return kept, tasks
+    lost += sorted(found.keys() - {entry.number for entry in kept})
+    return kept, tasks, lost
 
 
 def _wrong(row: dict[str, Any], entry: Entry, found: dict[int, Entry]) -> str | None:

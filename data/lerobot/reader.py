@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from ...spec import KinoiseError, Spec
 from ..base import AS_IT_IS, Episode, Extra, Reading, Report, features, refuse
@@ -35,12 +37,14 @@ class LeRobotStore(DecodedStore):
         """Raises KinoiseError for metadata that can't be read. `report` takes missing, short or contradictory files."""
         self.path = Path(path)
         info = read_info(self.path)
-        entries, tasks = read_episodes(info, report)
+        entries, tasks, lost = read_episodes(info, report)
         entries = _filtered(info, entries, reading.filter)
+        first, end = info.splits.get(reading.filter or "", (-math.inf, math.inf))
         self._rows = Rows(self.path)
         self._entries = self._rows.sound(entries, report)
         if not self._entries:
             raise KinoiseError(f"{self.path}: none of its {len(entries)} episodes can be read.")
+        self.lost = sum(first <= number < end for number in lost) + len(entries) - len(self._entries)
         self._declared = info.features
         self.ends = np.cumsum([entry.length for entry in self._entries], dtype=np.int64)
         instructions = [entry.tasks[0] if entry.tasks else "" for entry in self._entries]
@@ -80,6 +84,10 @@ class LeRobotStore(DecodedStore):
         """
         return write(path, spec, episodes, meta, video=video, data_mb=data_mb, video_mb=video_mb)
 
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]:
+        return np.array([entry.number for entry in self._entries], np.int64)
+
     def decode(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         entry = self._entries[episode]
         names = {key: self._names[key] for key in keys}
@@ -102,7 +110,7 @@ class LeRobotStore(DecodedStore):
                 result[key] = self._numbers(table[name], feature.shape, feature.dtype, label)
                 if not np.isfinite(result[key]).all():
                     step = int(np.argwhere(~np.isfinite(result[key]))[0, 0])
-                    raise KinoiseError(f"{label} is NaN or infinite at step {step}. Repair or drop the episode.")
+                    raise KinoiseError(f"{label} is NaN or infinite at step {step}. Repair or remove the episode.")
         return result
 
     def _film(self, entry: Entry, key: str, name: str, times: np.ndarray | None) -> np.ndarray:

@@ -8,6 +8,7 @@ normalise: together
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -48,7 +49,7 @@ class Recipe:
     """What the file says.
 
     Args:
-        entries: at least one; their names differ.
+        entries: at least one, whose names differ, where nothing is wrong.
         normalise: `together` or `each`, see `Mixture`.
         normalise_gripper: whether `each` holds for the gripper's dimensions too.
     """
@@ -66,8 +67,11 @@ class Recipe:
         return tuple(1.0 if item is None else item for item in given)
 
 
-def read_recipe(file: Path) -> Recipe:
-    """Raises KinoiseError for a file that can't be read, and for what is wrong in it, all of it at once."""
+def read_recipe(file: Path) -> tuple[Recipe, list[str]]:
+    """What the file says, and everything that is wrong in it; the recipe has the entries that nothing is wrong with.
+
+    Raises KinoiseError for a file that can't be read or lists no data sets.
+    """
     value = _loaded(file)
     if not isinstance(value, dict) or not isinstance(value.get("datasets"), list) or not value["datasets"]:
         raise KinoiseError(f"{file}: expected 'datasets:' and a list of data sets under it, each with a path.")
@@ -77,17 +81,21 @@ def read_recipe(file: Path) -> Recipe:
         for key, (what, holds) in SETTINGS.items()
         if key in value and not holds(value[key])
     ]
+    entries = []
     for index, item in enumerate(value["datasets"]):
-        problems += _problems(f"datasets[{index}]", item)
-    if not problems:
-        entries = tuple(_entry(item, file.parent) for item in value["datasets"])
-        names = [item.name for item in entries]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        problems += [f"several data sets are called '{name}': give each a name of its own" for name in repeated]
-        problems += [f"{item.name}: {item.path} does not exist" for item in entries if not _exists(item.path)]
-        if not problems:
-            return Recipe(entries, **{key: value[key] for key in SETTINGS if key in value})
-    raise KinoiseError(f"{file}: {'; '.join(problems)}. Paths are relative to the file; see docs/data.md, Mixtures.")
+        wrong = _problems(f"datasets[{index}]", item)
+        if not wrong:
+            entry = _entry(item, file.parent)
+            names = [other.name for other in entries]
+            if entry.name in names:
+                problems.append(f"several data sets are called '{entry.name}': give each a name of its own")
+            if not _exists(entry.path):
+                wrong.append(f"{entry.name}: {entry.path} does not exist")
+            else:
+                entries.append(entry)
+        problems += wrong
+    settings = {key: value[key] for key, (_, holds) in SETTINGS.items() if key in value and holds(value[key])}
+    return Recipe(tuple(entries), **settings), list(dict.fromkeys(problems))
 
 
 def _loaded(file: Path) -> Any:
@@ -155,7 +163,11 @@ def _problems(place: str, item: Any) -> list[str]:
 
 def _unknown(place: str, item: dict[Any, Any], known: set[str]) -> list[str]:
     unknown = [key for key in item if key not in known]
-    return [f"{place}: unknown keys {unknown}, known are {sorted(known)}"] if unknown else []
+    if not unknown:
+        return []
+    close = [match for key in unknown for match in difflib.get_close_matches(str(key), known, 1)]
+    hint = f". Did you mean {', '.join(close)}?" if close else ""
+    return [f"{place}: unknown keys {unknown}, known are {sorted(known)}{hint}"]
 
 
 def _entry(item: dict[str, Any], folder: Path) -> Entry:

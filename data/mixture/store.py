@@ -45,8 +45,13 @@ class Mixture:
         said = sorted(name for name, value in vars(reading).items() if value != getattr(AS_IT_IS, name) and name != "format")
         if said:
             raise KinoiseError(f"{path} says for each data set how to read it: write {', '.join(said)} there.")
-        self.recipe = read_recipe(self.path)
-        self._join(self._opened(report))
+        self.recipe, problems = read_recipe(self.path)
+        opened = self._opened(report, problems)
+        if problems:
+            said = " ".join(f"{item}{'' if item.endswith('?') else ';'}" for item in problems).rstrip(";")
+            remedy = "Paths are relative to the file; see docs/data.md, Mixtures."
+            raise KinoiseError(f"{self.path}: {said}{'' if said.endswith('?') else '.'} {remedy}")
+        self._join(opened)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -67,7 +72,6 @@ class Mixture:
         """The same mixture with every member's own numbers, whatever `normalise` says."""
         other = self.replaced(self.members)
         other._each = False
-        other.dropped = tuple(other._dropped())
         return other
 
     @property
@@ -128,10 +132,11 @@ class Mixture:
             for name, spec, frames in members
         }
 
-    def _opened(self, report: Report) -> list[EpisodeStore]:
+    def _opened(self, report: Report, problems: list[str]) -> list[EpisodeStore]:
+        """The data sets that the file lists; what keeps one from being opened goes to `problems`."""
         from .. import open_store
 
-        members, problems = [], []
+        members = []
         for entry in self.recipe.entries:
             if entry.reading.format in (None, self.format) and self.recognises(entry.path):  # unopened: it may list this one
                 problems.append(f"{entry.name}: {entry.path} is a mixture too. List its data sets in this one")
@@ -140,8 +145,6 @@ class Mixture:
                 members.append(open_store(entry.path, entry.reading, report))
             except KinoiseError as error:
                 problems.append(f"{entry.name}: {str(error).rstrip('.')}")
-        if problems:
-            raise KinoiseError(f"{self.path}: {'; '.join(problems)}.")
         return members
 
     def _join(self, members: Sequence[EpisodeStore]) -> None:
@@ -170,6 +173,8 @@ class Mixture:
         self.extras = _shared([item.extras for item in members])
         self.meta = _shared([item.meta for item in members])
         self.dropped = tuple(self._dropped())
+        self.lost = sum(item.lost for item in members)
+        self.original = np.concatenate([item.original for item in members])
         self._stats: dict[str, Stats] | None = None
 
     def _dropped(self) -> list[str]:
@@ -178,9 +183,14 @@ class Mixture:
             for name, item in zip(self.names, self.members, strict=True):
                 lost = sorted(getattr(item, what).keys() - kept.keys())
                 lines += [f"{name}: {what} {lost}, which not all data sets have, or not alike"] if lost else []
-        if self._each and len(self.members) > 1:
-            lines.append(f"normalise: each: states and actions are in the numbers of {self.names[0]}")
         return lines
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of the members' numbers, a line each."""
+        if not self._each or len(self.members) == 1:
+            return []
+        return [f"normalise: each: states and actions are in the numbers of {self.names[0]}"]
 
     @cached_property
     def laid(self) -> list[dict[str, Frame]]:

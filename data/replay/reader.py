@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from ...spec import Feature, KinoiseError, Spec
 from ..base import (
@@ -99,6 +100,10 @@ class ReplayStore(DecodedStore):
         write_replay(path, spec, episodes, meta=meta)
         return []
 
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]:
+        return np.array([number for number, _, _ in self._spans], np.int64)
+
     def decode(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         number, start, stop = self._spans[episode]
         known = features(self.spec)
@@ -115,7 +120,7 @@ class ReplayStore(DecodedStore):
                     numbers = np.ascontiguousarray(rows, np.float32).reshape(stop - start, *known[key].shape)
                 if not np.isfinite(numbers).all():
                     step = int(np.argwhere(~np.isfinite(numbers))[0, 0])
-                    raise KinoiseError(f"{where} is NaN or infinite at step {step}. Repair or drop the episode.")
+                    raise KinoiseError(f"{where} is NaN or infinite at step {step}. Repair or remove the episode.")
                 result[key] = numbers
         return result
 
@@ -224,6 +229,7 @@ class ReplayStore(DecodedStore):
         if not whole.any():
             raise KinoiseError(f"{self.path}: every episode lacks chunks' files, nothing is left. Copy the store again.")
         kept = np.flatnonzero(whole)
+        self.lost = len(ends) - len(kept)
         self._spans = [(int(number), int(spans[number, 0]), int(spans[number, 1])) for number in kept]
         self.ends = np.cumsum([stop - start for _, start, stop in self._spans], dtype=np.int64)
         if len(kept) < len(ends):

@@ -167,12 +167,14 @@ def elsewhere(dataset: h5py.Dataset) -> bool:
 
 
 class Contents(NamedTuple):
-    """A file's metadata. `attributes` are those of `data`; `unread` says what else there is, a line each."""
+    """A file's metadata. `attributes` are those of `data`; `unread` says what else there is, a line each; `links`
+    is how many demonstrations were reported as such and left out."""
 
     attributes: dict[str, Any]
     demos: list[Demo]
     masks: dict[str, set[str]]
     unread: list[str]
+    links: int
 
 
 def contents(path: Path, wanted: tuple[str, ...], chosen: str | None, report: Callable[[str], None]) -> Contents:
@@ -206,11 +208,13 @@ def contents(path: Path, wanted: tuple[str, ...], chosen: str | None, report: Ca
             if not names:
                 raise KinoiseError(f"{path}: filter '{chosen}' lists no episode that data has. Choose another.")
         demos: list[Demo] = []
+        links = 0
         known: Known = {}
         for name, here in names.items():
             if here:
                 demos.append(demo(data, name, wanted, known))
             else:
+                links += 1
                 report(f"{path}: data/{name} is a link, and links are not followed. Copy what it points at.")
         attributes = {name: attribute(data, name) for name in attribute_names(data)}
         unread = [f"mask/{name}: {', '.join(absent[:5])}, which data lacks" for name, absent in stale.items() if absent]
@@ -220,7 +224,7 @@ def contents(path: Path, wanted: tuple[str, ...], chosen: str | None, report: Ca
             unread += [f"attribute {name} of {demos[0].name} and others" for name in first if name not in wanted]
         groups = dict.fromkeys(group for item in demos for group in item.groups if group != NEXT_OBS)
         unread += [f"{group}: its arrays" for group in groups]
-        return Contents(attributes, demos, masks, unread)
+        return Contents(attributes, demos, masks, unread, links)
 
 
 def _listed(path: Path, masks: dict[str, set[str]], chosen: str) -> set[str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from jaxtyping import Int64
 
 from ...spec import KinoiseError, Spec
 from ..base import AS_IT_IS, Episode, Reading, Report, features, refuse
@@ -52,7 +53,8 @@ class RobomimicStore(DecodedStore):
         Raises KinoiseError for a file that is cut short or damaged, or lacks demonstrations, the rate or the filter.
         """
         self.path = Path(path)
-        attributes, demos, masks, unread = contents(self.path, EACH, reading.filter, report)
+        attributes, demos, masks, unread, links = contents(self.path, EACH, reading.filter, report)
+        listed = len(demos) + links
         expected, dropped = common(demos)
         demos = self._sound(demos, {item.name: list(wrong(item, expected)) for item in demos}, report)
         header, env_args, problem_info = (
@@ -89,6 +91,7 @@ class RobomimicStore(DecodedStore):
         if self._turned:
             lines.append("macros_image_convention: images are stored bottom row first, and turned upright")
         self._names = [item.name for item in demos]
+        self.lost = listed - len(demos)
         self.ends = np.cumsum([item.arrays[ACTIONS].shape[0] for item in demos], dtype=np.int64)  # type: ignore[index]
         places: dict[str, int] = {}
         self.text = np.array([places.setdefault(text[name], len(places)) for name in self._names], np.int64)
@@ -108,6 +111,11 @@ class RobomimicStore(DecodedStore):
     @classmethod
     def write(cls, path: Path, spec: Spec, episodes: Iterable[Episode], meta: Mapping[str, Any] | None = None) -> list[str]:
         return write_robomimic(path, spec, episodes, meta or {})
+
+    @property
+    def original(self) -> Int64[np.ndarray, "episodes"]:
+        numbers = (name.removeprefix("demo_") for name in self._names)
+        return np.array([int(item) if item.isdecimal() else index for index, item in enumerate(numbers)], np.int64)
 
     def decode(self, episode: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         return {key: self._array(episode, key) for key in keys}

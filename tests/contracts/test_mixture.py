@@ -241,6 +241,10 @@ BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
         {"datasets": [{"path": "a", "weight": 10**400}, {"path": "a\0b"}, {"path": "a", "keys": []}]},
         ("datasets[0]: weight: expected a number above 0", "datasets[1]: path: expected text", "datasets[2]: keys: expected a"),
     ),
+    "all sorts": (
+        {"datasets": [{"path": "a", "wieght": 3}, {"path": "x"}, {"path": "b", "rename": {"q": "r"}}], "normalize": "each"},
+        ("Did you mean weight?", "Did you mean normalise?", "x does not exist", "rename has 'q'"),
+    ),
     "superfluous": ({"datasets": [{"path": "a", "instruction": "x"}]}, ("leave out instruction",)),
 }
 
@@ -333,7 +337,7 @@ def test_each_lays_a_robots_numbers_over_the_firsts(robots: Path) -> None:
         np.testing.assert_array_equal(store.gather(key, np.array([60, 3, 99])), store.read(key, 0, 100)[[60, 3, 99]])
     np.testing.assert_array_equal(store.read(ACTION, 50, 100)[:, 1], store.members[1].read(ACTION, 0, 50)[:, 1])
     np.testing.assert_array_equal(store.read("image.front", 50, 100), store.members[1].read("image.front", 0, 50))
-    assert any("normalise: each" in line for line in store.dropped)
+    assert any("normalise: each" in line for line in store.notes)
     with pytest.raises(SpecMismatch, match="unit"):
         open_store(describe(robots, {"path": "a"}, {"path": "b"}))
 

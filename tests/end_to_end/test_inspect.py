@@ -86,7 +86,7 @@ def test_every_problem_is_found(tmp_path, capsys):
         "'state': 1 of 3 dimensions never change (unused)",
         "steps are idle, up to 4 in a row",
         "'action': steps outside the spec's bounds: 2",
-        "start exactly like an earlier one: 1 (episode 6 like 0)",
+        "start exactly like an earlier one: 1 (episode 6 like episode 0)",
         "median: 1 (the first is episode 8, 3 steps)",
         "marked as failed: 1 (the first is episode 8)",
     ):
@@ -207,10 +207,29 @@ def test_what_a_foreign_file_lacks_is_told_all_at_once(tmp_path, capsys):
         del file["data/demo_4/actions"]
         file["data/demo_4/actions"] = shorter
     found = inspected(path, capsys)
-    assert found["episodes"] == 3
+    assert (found["episodes"], found["lost"]) == (3, 2)
+    assert found["called"] == ["episode 0", "episode 2", "episode 5"]
     for demo in ("demo_1", "demo_3", "demo_4"):
         assert any(demo in problem for problem in found["problems"]), found["problems"]
     assert not any("demo_2" in problem for problem in found["problems"])
+
+
+def test_numbers_and_names_are_never_cut(tmp_path, capsys):
+    name = "image.corner.topmost.left"
+    spec = Spec(
+        {"state": Feature((2,), names=("object.position.x", "y")), name: Feature((2, 2, 3), "image")}, Feature((1,)), 10.0
+    )
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, 2, 2, 3), np.uint8)
+    small = (-1e-4 * rng.uniform(9.1, 9.2, (30, 2))).astype(np.float32)
+    write_store(tmp_path / "data", spec, [Episode({"state": small, name: pictures, "action": small[:, :1]}, "go")])
+    found = inspected(tmp_path / "data", capsys)["keys"]["state"]
+    for more in ((), ("dimensions=true",)):
+        assert main(["inspect", str(tmp_path / "data"), *more]) == 0
+        shown = capsys.readouterr().out
+        assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+        for number in (found["min"], found["max"]) if more else ():
+            assert f"{number[1]:.3g}" in shown
 
 
 def still_life(steps: int, seed: int, flip: bool = False) -> np.ndarray:

@@ -60,7 +60,41 @@ def test_an_episode_is_called_by_its_data_set(tmp_path, capsys):
     rows[3 * 12] = np.inf
     rows.tofile(file)
     assert main(["inspect", str(path), "json=true"]) == 0
-    assert "episode 1 (a): 'state' is NaN" in " ".join(json.loads(capsys.readouterr().out)["problems"])
+    assert "episode 1 (episode 1 of a): 'state' is NaN" in " ".join(json.loads(capsys.readouterr().out)["problems"])
+
+
+def test_a_mixtures_data_sets_are_listed_with_what_was_left_out(tmp_path, capsys):
+    """One episode is lost when the file is opened, another when it is read; numbers are the files' own all the same."""
+    write_store(tmp_path / "a", SPEC, episodes(0))
+    bad = episodes(1)
+    FORMATS["robomimic"].write(tmp_path / "b.hdf5", SPEC, [*bad, bad[0], bad[2]], {})
+    with h5py.File(tmp_path / "b.hdf5", "r+") as file:
+        del file["data/demo_1/obs/state"]
+        file["data/demo_0/obs/state"][3, 1] = np.nan
+    path = tmp_path / "mixture.yaml"
+    path.write_text(yaml.safe_dump({"datasets": [{"path": "a", "weight": 3}, {"path": "b.hdf5"}]}))
+    assert main(["inspect", str(path), "json=true", f"html={tmp_path / 'page.html'}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (a, b), said = found["datasets"], " ".join(found["problems"])
+    assert (a["name"], a["episodes"], a["left_out"], a["weight"]) == ("a", 3, 0, 3)
+    assert (b["name"], b["episodes"], b["left_out"], b["weight"]) == ("b", 3, 2, 1)
+    assert (found["episodes"], found["left_out"], found["lost"]) == (6, [3], 1)
+    assert "episode 6 (episode 4 of b) like episode 4 (episode 2 of b)" in said
+    assert found["called"][-1] == "episode 6 (episode 4 of b)"
+    page = (tmp_path / "page.html").read_text()
+    assert ">b</th><td>robomimic</td>" in page
+    assert "2 left out" in page
+    assert main(["inspect", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "mixture, 6 episodes (2 left out)" in shown
+    assert "b: robomimic, 3 episodes (2 left out)" in shown
+    assert "weight 3" in shown
+
+
+def test_nan_that_keeps_numbers_from_being_made_alike_is_told_once(tmp_path, capsys):
+    path = mixed(tmp_path, "each")
+    assert main(["inspect", str(path), "json=true"]) == 0
+    assert sum("NaN" in item for item in json.loads(capsys.readouterr().out)["problems"]) == 1
 
 
 @pytest.mark.parametrize("frames", ["0", "5000"])

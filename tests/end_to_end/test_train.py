@@ -214,8 +214,14 @@ def test_bad_input_leaves_nothing(
 
 def test_nan_in_demonstrations(tmp_path: Path) -> None:
     with pytest.raises(KinoiseError, match=r"NaN.*step 3"):
-        train(write_data(tmp_path / "data", nan=True), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+        write_data(tmp_path / "data", nan=True)
+    data = write_data(tmp_path / "data")
+    file = next((data / "data" / "state").glob("[!.]*"))
+    rows = np.fromfile(file, np.float32)
+    rows[0] = np.nan
+    rows.tofile(file)
+    with pytest.raises(KinoiseError, match=r"nan in episode 0 at step 0.*kinoise inspect"):
+        train(data, tmp_path / "run")
 
 
 def test_chunks_may_be_longer_than_episodes(data: Path, tmp_path: Path) -> None:

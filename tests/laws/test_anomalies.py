@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kinoise.data import Episode, open_store, write_store
-from kinoise.data.inspection.anomalies import scan
+from kinoise.data.inspection.anomalies import anomaly_problems, scan
 from kinoise.data.inspection.cameras import flips
 from kinoise.data.inspection.clock import Clock, clock_problems
 from kinoise.data.inspection.rotations import rotations
@@ -20,7 +20,7 @@ def stamped(*stamps: np.ndarray) -> tuple[dict, list[str]]:
         clock.add(index, item)
     found = clock.summary()
     assert found is not None
-    return found, clock_problems(found)
+    return found, clock_problems(found, "episode {}".format)
 
 
 def test_even_time_stamps_have_no_problems():
@@ -131,3 +131,12 @@ def test_a_subset_is_what_is_left_of_a_store(episodes, tmp_path):
             part.gather("state", np.array([wrong]))
     with pytest.raises(IndexError):
         part.read("state", 0, steps + 1)
+
+
+def test_a_lone_jump_names_its_dimension_once():
+    worst = {"name": "x", "episode": 4, "step": 7, "steps": 1, "value": -0.7685, "size": 12.0, "median": 0.0}
+    for name in ("outliers", "jumps"):
+        keys = {"state": {"nearly_constant": [], "outliers": [], "jumps": [], name: [worst]}}
+        (said,) = anomaly_problems(keys, 100, "episode {}".format)
+        assert (said.count("in x"), said.count("'x'")) == (1, 0)
+        assert "-0.7685, episode 4 at step 7" in said

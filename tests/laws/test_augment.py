@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinoise.config import UsageError
-from kinoise.spec import Batch, Observation
-from kinoise.train.augment import AugmentConfig, augment, coloured, shifted
+from kinoise.spec import Batch, Feature, Observation, Spec
+from kinoise.train.augment import AugmentConfig, augment, check_augment, coloured, shifted
 
 STRONG = AugmentConfig(shift=3, brightness=0.6, contrast=0.6, saturation=0.6, hue=0.3)
 
@@ -147,6 +148,18 @@ def test_a_third_of_the_colour_circle_makes_of_red_what_is_green():
 def test_strengths_out_of_range_are_refused(wrong):
     with pytest.raises(UsageError, match=f"augment.{next(iter(wrong))}="):
         AugmentConfig(**wrong)
+
+
+def test_data_that_it_can_do_nothing_for_are_refused():
+    spec = Spec({"image.top": Feature((8, 6, 3), "image"), "state": Feature((2,))}, Feature((2,)), rate=10.0)
+    blind = replace(spec, observations={"state": Feature((2,))})
+    check_augment(AugmentConfig(shift=5, hue=0.1), spec)
+    check_augment(AugmentConfig(), blind)
+    with pytest.raises(UsageError, match=r"shift=6.*'image.top' 8 x 6"):
+        check_augment(AugmentConfig(shift=6), spec)
+    for config in (AugmentConfig(shift=1), AugmentConfig(hue=0.1)):
+        with pytest.raises(UsageError, match="the data have only state"):
+            check_augment(config, blind)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

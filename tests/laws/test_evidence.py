@@ -128,6 +128,25 @@ def test_actions_are_what_they_were_made_to_be(made, kind, state):
         assert "weak" in found["why"]
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-6])
+def test_what_is_recorded_twice_is_no_chance(noise):
+    """Rows a half of the data away are the same ones then, and fit as well as their own."""
+    rng = np.random.default_rng(3)
+    motion = np.clip(rng.normal(size=(4, STEPS, DIMS)).cumsum(1) * 0.1, -1, 1)
+    motion += rng.normal(size=motion.shape) * 0.05
+    state = np.cumsum(motion, 1) - motion + 1.5 * rng.normal(size=motion.shape)
+    names = [[f"{letter}{dim}" for dim in range(DIMS)] for letter in "as"]
+    flat = [item.reshape(-1, DIMS) for item in (motion, state)]
+    once = action_kind(*flat, np.arange(1, 5) * STEPS, *names, RATE)
+    again = action_kind(*(np.concatenate([item, item + noise]) for item in flat), np.arange(1, 9) * STEPS, *names, RATE)
+    assert once["kind"] == again["kind"] == "delta", once
+    assert max(once["dimensions"][0]["r2"].values()) < 0.95
+
+
+def test_weak_evidence_says_what_it_lacks():
+    assert "less than 0.5" in guessed(unrelated)["why"]
+
+
 @pytest.mark.parametrize("episodes", [1, 2, 3, 5])
 def test_smooth_curves_that_have_nothing_to_do_with_each_other_are_undecided(episodes):
     decided = 0
