@@ -47,7 +47,6 @@ from .ways import (
     Fitter,
     Way,
     chosen,
-    computed,
     ways,
 )
 
@@ -109,6 +108,7 @@ def rows_of(run: str, settings: Settings, partial: Partial) -> list[tuple[Row, s
         KinoiseError: no checkpoint there, or data that don't fit it.
     """
     from kinoise.data import open_store
+    from kinoise.deploy.speed import computed
     from kinoise.policies.checkpoint import identity, load_policy, resolve
     from kinoise.policies.discrete_vla import DiscreteVLAPolicy
 
@@ -188,6 +188,7 @@ def rounding(row: Row, twin: Row, seen: Sequence[Observation]) -> float:
 def speeds(rows: Sequence[Row], settings: Settings) -> dict[str, dict[str, Any]]:
     """By row: a plan's milliseconds, evaluations and share of branches computed, and how many times faster it is."""
     from kinoise.data import open_store
+    from kinoise.deploy.speed import computed
 
     seen = observations(rows[0].policy, open_store(settings.data), settings.plans, settings.seed)
     planners, by_name = {row.name: Planner(row, seen) for row in rows}, {row.name: row for row in rows}

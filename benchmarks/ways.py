@@ -130,13 +130,3 @@ class Fitter:
             self._features[key] = fit_cache.features(self.policy, self.store, settings)[0]
         schedule = fit_cache.fit(self._features[key], settings)
         return replace(decode, cache="fitted", schedule=CacheSchedule(fit.method, *key, self._weights, schedule))
-
-
-def computed(decode: DecodeConfig, evaluations: int) -> float:
-    """The share of the residual branches' outputs that a full plan of so many evaluations computes."""
-    if decode.cache == "none":
-        return 1.0
-    if decode.cache == "every":
-        return len(range(0, evaluations, decode.cache_every)) / evaluations
-    refresh = decode.schedule.refresh
-    return sum(map(len, refresh.values())) / (len(refresh) * evaluations)

@@ -170,6 +170,18 @@ def starts(ends: Int64[np.ndarray, "episodes"]) -> Int64[np.ndarray, "episodes"]
     return np.concatenate([np.zeros(1, np.int64), ends[:-1]])
 
 
+def check_span(start: int, stop: int, length: int, what: str = "steps") -> None:
+    """Raises IndexError unless `start` to `stop` (exclusive) lie within [0, length]."""
+    if not 0 <= start <= stop <= length:
+        raise IndexError(f"{what} {start} to {stop} of {length}")
+
+
+def check_indices(indices: Int64[np.ndarray, "..."], length: int, what: str = "step") -> None:
+    """Raises IndexError unless all of them lie in [0, length)."""
+    if indices.size and (indices.min() < 0 or indices.max() >= length):
+        raise IndexError(f"{what} {indices.min() if indices.min() < 0 else indices.max()} of {length}")
+
+
 def episode(store: EpisodeStore, index: int) -> Episode:
     """Episode `index` of a store, all of it. Raises KinoiseError for arrays that can't be read."""
     start, stop = int(starts(store.ends)[index]), int(store.ends[index])

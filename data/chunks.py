@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from ..files import read_json, sync, write_json
 from ..spec import KinoiseError
+from .base import check_indices, check_span
 from .resident import RESIDENT
 
 METADATA = ".zarray"
@@ -59,8 +60,7 @@ class ChunkReader:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` (exclusive): a read-only view where one chunk holds them all, else a copy."""
-        if not 0 <= start <= stop <= self.rows:
-            raise IndexError(f"rows {start} to {stop} of {self.rows}")
+        check_span(start, stop, self.rows, "rows")
         RESIDENT.touched(self, (stop - start) * self._row_bytes)
         first, last = start // self.chunk_rows, max(start, stop - 1) // self.chunk_rows
         if first >= len(self._chunks):
@@ -73,8 +73,7 @@ class ChunkReader:
 
     def gather(self, indices: Int64[np.ndarray, "..."]) -> np.ndarray:
         """Rows `indices` as `[*indices.shape, *shape]`; a loop over the chunks touched, never over the indices."""
-        if indices.size and (indices.min() < 0 or indices.max() >= self.rows):
-            raise IndexError(f"row {indices.min() if indices.min() < 0 else indices.max()} of {self.rows}")
+        check_indices(indices, self.rows, "row")
         RESIDENT.touched(self, indices.size * self._row_bytes)
         if len(self._chunks) == 1:
             return self._chunks[0].take(indices, axis=0).astype(self.dtype, copy=False)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..spec import Spec, Stats
-from .base import ACTION, Extra, features, starts
+from .base import ACTION, Extra, check_indices, check_span, features, starts
 from .stats import statistics
 
 
@@ -55,8 +55,7 @@ class DecodedStore(ABC):
         return (*self.spec.observations, ACTION)
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        if not 0 <= start <= stop <= self.ends[-1]:
-            raise IndexError(f"steps {start} to {stop} of {self.ends[-1]}")
+        check_span(start, stop, int(self.ends[-1]))
         first = starts(self.ends)
         chosen = range(int(self.ends.searchsorted(start, side="right")), int(self.ends.searchsorted(stop, side="left")) + 1)
         if start == stop:
@@ -65,8 +64,7 @@ class DecodedStore(ABC):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, key: str, indices: Int64[np.ndarray, "..."]) -> np.ndarray:
-        if indices.size and (indices.min() < 0 or indices.max() >= self.ends[-1]):
-            raise IndexError(f"step {indices.min() if indices.min() < 0 else indices.max()} of {self.ends[-1]}")
+        check_indices(indices, int(self.ends[-1]))
         flat, first = indices.ravel(), starts(self.ends)
         result = np.empty((flat.size, *self._shape(key)), self._dtype(key))
         owner = self.ends.searchsorted(flat, side="right")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..spec import Stats
-from .base import ACTION, EpisodeStore, starts
+from .base import ACTION, EpisodeStore, check_indices, check_span, starts
 from .stats import statistics
 
 
@@ -40,8 +40,7 @@ class Subset:
         return (*self.spec.observations, ACTION)
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        if not 0 <= start <= stop <= self.ends[-1]:
-            raise IndexError(f"steps {start} to {stop} of {self.ends[-1]}")
+        check_span(start, stop, int(self.ends[-1]))
         first, last = self._runs.searchsorted([start, max(start, stop - 1)], side="right").clip(max=len(self._runs) - 1)
         parts = []
         for run in range(first, last + 1):
@@ -50,8 +49,7 @@ class Subset:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, key: str, indices: Int64[np.ndarray, "..."]) -> np.ndarray:
-        if indices.size and (indices.min() < 0 or indices.max() >= self.ends[-1]):
-            raise IndexError(f"step {indices.min() if indices.min() < 0 else indices.max()} of {self.ends[-1]}")
+        check_indices(indices, int(self.ends[-1]))
         return self.store.gather(key, indices + self._shift[self._runs.searchsorted(indices, side="right")])
 
     def stats(self) -> dict[str, Stats]:

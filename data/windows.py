@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64
 
 from ..spec import Batch, KinoiseError, Observation
-from .base import ACTION, EpisodeStore, starts
+from .base import ACTION, EpisodeStore, check_indices, starts
 
 
 class Windows:
@@ -58,8 +58,7 @@ class Windows:
 
     def batch(self, indices: Int64[np.ndarray, "batch"]) -> Batch:
         """The windows `indices`, each in [0, len(self)), in that order; IndexError otherwise."""
-        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
-            raise IndexError(f"window {indices.min() if indices.min() < 0 else indices.max()} of {len(self)}")
+        check_indices(indices, len(self), "window")
         episode = self._ends.searchsorted(indices, side="right")
         now = (indices + self._shift[episode])[:, None]
         last = self._last[episode][:, None]

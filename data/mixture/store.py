@@ -12,7 +12,20 @@ import numpy as np
 from jaxtyping import Int64
 
 from ...spec import KinoiseError, Spec, SpecMismatch, Stats
-from ..base import ACTION, AS_IT_IS, Episode, EpisodeStore, Extra, Reading, Report, features, refuse, starts
+from ..base import (
+    ACTION,
+    AS_IT_IS,
+    Episode,
+    EpisodeStore,
+    Extra,
+    Reading,
+    Report,
+    check_indices,
+    check_span,
+    features,
+    refuse,
+    starts,
+)
 from ..stats import statistics
 from .agreement import agreed
 from .frames import Frame, fit_frames
@@ -79,8 +92,7 @@ class Mixture:
         return (*self.spec.observations, ACTION)
 
     def read(self, key: str, start: int, stop: int) -> np.ndarray:
-        if not 0 <= start <= stop <= self.ends[-1]:
-            raise IndexError(f"steps {start} to {stop} of {self.ends[-1]}")
+        check_span(start, stop, int(self.ends[-1]))
         first, last = self._last.searchsorted([start, max(start, stop - 1)], side="right").clip(max=len(self.members) - 1)
         parts = []
         for index in range(first, last + 1):
@@ -90,8 +102,7 @@ class Mixture:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, key: str, indices: Int64[np.ndarray, "..."]) -> np.ndarray:
-        if indices.size and (indices.min() < 0 or indices.max() >= self.ends[-1]):
-            raise IndexError(f"step {indices.min() if indices.min() < 0 else indices.max()} of {self.ends[-1]}")
+        check_indices(indices, int(self.ends[-1]))
         flat = indices.ravel()
         owner = self._last.searchsorted(flat, side="right")
         touched = np.flatnonzero(np.bincount(owner)) if flat.size else np.zeros(1, np.int64)
