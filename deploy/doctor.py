@@ -54,6 +54,17 @@ env = make("pusht/pusht", cameras=["top"])
 env.reset(seed=0)
 print("pusht/pusht, its pictures with it")
 """
+LIBERO = """
+from kinoise.envs.libero.assets import assets_folder, damaged, load_libero
+load_libero()
+folder = assets_folder()
+if folder is None:
+    raise SystemExit("its assets aren't here: it would fetch them from a hub")
+wrong = [f"{path} {reason}" for path, reason in damaged(folder)]
+if wrong:
+    raise SystemExit(f"{len(wrong)} of its assets aren't upstream's, such as {wrong[0]}")
+print(f"130 tasks; its assets are upstream's, byte for byte: {folder}")
+"""
 
 
 class Check(NamedTuple):
@@ -90,6 +101,7 @@ def _checks(out: Path) -> Iterator[Check]:
     step = Probe("simulator", STEP)
     render = Probe("rendering", RENDER)
     pusht = Probe("push-t", PUSHT)
+    libero = Probe("libero", LIBERO)
     try:
         yield libraries()
         yield Check("source", True, f"commit {commit() or 'unknown: not a git checkout'}")
@@ -105,10 +117,12 @@ def _checks(out: Path) -> Iterator[Check]:
         yield pusht.result(
             "for env=pusht: pip install -c constraints.txt -e '.[pusht]', and Debian's libgl1 and libglib2.0-0"
         )._replace(essential=False)
+        yield libero.result("for env=libero: make libero, or the commands in docs/environments.md")._replace(essential=False)
     finally:
         step.end()
         render.end()
         pusht.end()
+        libero.end()
 
 
 class Probe:

@@ -6,7 +6,6 @@ An episode's initial state is that of upstream's benchmarks, where every episode
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..spec import Feature, KinoiseError, Spec
-from .base import Env, Expert, Values
+from .base import Env, Expert, Values, check_pictures
 from .rendering import Data, Model, Renderer, load_mujoco
 
 if TYPE_CHECKING:
@@ -90,7 +89,6 @@ SUITES = {
 
 PROPRIO = "proprio"
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
-MAX_SIZE = 4096
 
 # The pose that others give upstream's far-away "corner2" by hand.
 VIEW, VIEW_SIZE = "corner4", 384
@@ -119,13 +117,13 @@ class Metaworld(Env):
     """
 
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
+        check_pictures(cameras, size, CAMERAS)
         self._class = _seeded(task)
         self._sim = self._class()
         self._model: Model = self._sim.model
         self._pristine = _small_arrays(self._model)
         self._cameras, self._size, self._renderer, self._begun = tuple(cameras), size, None, False
         self.render_mode = "rgb_array" if render else None
-        self._check_pictures()
         super().__init__(
             f"metaworld/{task}", TASKS[task], _spec(1 / self._sim.dt, self._cameras, size), self._sim.max_path_length
         )
@@ -138,6 +136,7 @@ class Metaworld(Env):
             getattr(self._model, name)[...] = values
         self._sim = self._class(self._model)
         self._sim.np_random = np.random.default_rng(seed)
+        self._sim.max_path_length = self.horizon
         state, _ = self._sim.reset()
         self._begun = True
         if self._renderer is not None:
@@ -181,15 +180,6 @@ class Metaworld(Env):
             for camera in self._cameras:
                 values[f"image.{camera}"] = self._renderer.draw(self._sim.data, camera, self._size)
         return values
-
-    def _check_pictures(self) -> None:
-        if not 1 <= self._size <= MAX_SIZE:
-            raise KinoiseError(f"size={self._size}: an image has between 1 and {MAX_SIZE} pixels a side")
-        for camera in self._cameras:
-            if camera not in CAMERAS:
-                close = difflib.get_close_matches(camera, CAMERAS, 1)
-                hint = f". Did you mean {close[0]}? The" if close else ": the"
-                raise KinoiseError(f"unknown camera '{camera}'{hint} cameras are {', '.join(CAMERAS)}")
 
 
 def _spec(rate: float, cameras: Sequence[str], size: int) -> Spec:

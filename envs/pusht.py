@@ -5,7 +5,6 @@ The physics, the initial states, the reward and the pictures are gym-pusht's. It
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..spec import Feature, KinoiseError, Spec
-from .base import Env, Expert, Values
+from .base import Env, Expert, Values, check_pictures
 
 if TYPE_CHECKING:
     from gym_pusht.envs.pusht import PushTEnv
@@ -26,7 +25,7 @@ CAMERAS = ("top",)
 SIDE = 512.0  # of the table, in the simulator's pixels
 RATE = 10.0
 HORIZON = 300
-VIEW_SIZE, MAX_SIZE = 384, 4096
+VIEW_SIZE = 384
 CORNERS = 8
 
 
@@ -52,7 +51,7 @@ class PushT(Env):
     """
 
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
-        _check_pictures(cameras, size)
+        check_pictures(cameras, size, CAMERAS)
         self._pictured, self._steps = bool(cameras), HORIZON
         self._sim = _simulator()(
             render_mode="rgb_array",
@@ -122,16 +121,6 @@ def _spec(cameras: Sequence[str], size: int) -> Spec:
     observations |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
     action = Feature((2,), names=("x", "y"), unit=("px", "px"), low=(0.0, 0.0), high=(SIDE, SIDE))
     return Spec(observations, action, rate=RATE, control="absolute", language=True)
-
-
-def _check_pictures(cameras: Sequence[str], size: int) -> None:
-    if not 1 <= size <= MAX_SIZE:
-        raise KinoiseError(f"size={size}: an image has between 1 and {MAX_SIZE} pixels a side")
-    for camera in cameras:
-        if camera not in CAMERAS:
-            close = difflib.get_close_matches(camera, CAMERAS, 1)
-            hint = f". Did you mean {close[0]}? The" if close else ": the"
-            raise KinoiseError(f"unknown camera '{camera}'{hint} cameras are {', '.join(CAMERAS)}")
 
 
 def _simulator() -> type[PushTEnv]:

@@ -33,7 +33,7 @@ from .demonstration import HOLD, Folder, Recipe
 ABOUT = """Has scripted experts demonstrate tasks in a simulator and writes their successes to DATA. Until all are there they
 are kept in DATA.partial: after an interruption the same command goes on where it was."""
 
-LIBRARIES = ("kinoise", "metaworld", "mujoco", "gym-pusht", "pymunk", "numpy")
+LIBRARIES = ("kinoise", "metaworld", "mujoco", "gym-pusht", "pymunk", "hf-libero", "robosuite", "ogbench", "numpy")
 
 
 @dataclass

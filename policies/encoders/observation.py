@@ -14,7 +14,7 @@ from ...spec import Feature, KinoiseError, Observation, Spec, Stats
 from ..core.codec import CODECS, Affine
 from .image import POOLS, ImageEncoder
 from .language import Language
-from .state import StateEncoder
+from .state import state_encoder, state_scaling
 
 
 @dataclass
@@ -32,7 +32,7 @@ class EncoderConfig:
 
 
 class ObservationEncoder(nn.Module):
-    """Tokens of `width`: one for the instruction, one per state key and step, one per camera and step.
+    """Tokens of `width`: one for the instruction, one per state key (per object of a list) and step, one per camera and step.
 
     Args:
         spec: with the observations to use.
@@ -53,8 +53,8 @@ class ObservationEncoder(nn.Module):
         self.language = Language(texts, width) if spec.language else None
         # Module names may hold no dots, which keys like "image.corner" do: these two go by position.
         self.keys = list(states)
-        self.codecs = nn.ModuleList(Affine.fit(stats[key], config.state) for key in states)
-        self.states = nn.ModuleList(StateEncoder(item.shape[0], history, width) for item in states.values())
+        self.codecs = nn.ModuleList(state_scaling(item, stats[key], config.state) for key, item in states.items())
+        self.states = nn.ModuleList(state_encoder(item, history, width) for item in states.values())
         self.images = None
         small = [key for key in self.cameras if min(spec.observations[key].shape[:2]) <= 32]
         if small and config.pool == "softmax":

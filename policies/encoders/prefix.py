@@ -15,7 +15,7 @@ from ..core.codec import CODECS, Affine
 from ..core.random import Gen
 from .observation import check_observation
 from .patches import PATCHES, PatchEncoder
-from .state import StateEncoder
+from .state import state_encoder, state_scaling
 from .words import LONGEST, Words
 
 
@@ -38,7 +38,8 @@ class PrefixConfig:
 
 
 class PrefixEncoder(nn.Module):
-    """Tokens of `width`: a token for each patch of each camera and step, for each word, for each state key and step.
+    """Tokens of `width`: one for each patch of each camera and step, for each word, for each state key and step (for each
+    object, where it is a list of them).
 
     Trained from scratch but for the sentence encoder, which is frozen.
 
@@ -59,8 +60,8 @@ class PrefixEncoder(nn.Module):
         sizes = [(item.shape[0], item.shape[1]) for item in images.values()]
         self.patches = PatchEncoder(sizes, history, width, config.patch, config.shift) if images else None
         self.words = Words(texts, width, config.words) if spec.language else None
-        self.codecs = nn.ModuleList(Affine.fit(stats[key], config.state) for key in states)
-        self.states = nn.ModuleList(StateEncoder(item.shape[0], history, width) for item in states.values())
+        self.codecs = nn.ModuleList(state_scaling(item, stats[key], config.state) for key, item in states.items())
+        self.states = nn.ModuleList(state_encoder(item, history, width) for item in states.values())
 
     def forward(
         self, obs: Observation, dropped: Bool[Tensor, "batch"] | None = None, gen: Gen | None = None

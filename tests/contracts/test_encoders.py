@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from kinoise.policies.encoders import ImageEncoder, Language, StateEncoder, language
 from kinoise.policies.encoders.image import SpatialSoftmax
 from kinoise.policies.encoders.language import SentenceEncoder, spread
-from kinoise.spec import KinoiseError
+from kinoise.policies.encoders.objects import ObjectsEncoder, object_scaling
+from kinoise.spec import OBJECT, Feature, KinoiseError
 from torch import Tensor
 
 WIDTH, HISTORY = 16, 2
@@ -45,7 +46,22 @@ def state(batch: int) -> Tensor:
     return torch.randn(batch, HISTORY, 7, generator=torch.Generator().manual_seed(0))
 
 
+OBJECTS = Feature((3 * len(OBJECT),), categories=("cup", "plate"))
+
+
+def objects(batch: int) -> Tensor:
+    """Two things and an empty row, in physical units."""
+    rows = torch.randn(batch, HISTORY, 3, len(OBJECT), generator=torch.Generator().manual_seed(1))
+    rows[..., 0] = torch.tensor([0.0, 1.0, -1.0])
+    return rows.flatten(-2)
+
+
 ENCODERS = {
+    "objects": (
+        lambda: ObjectsEncoder(OBJECTS, HISTORY, WIDTH),
+        lambda encoder, rows: encoder(object_scaling(OBJECTS).encode(objects(4)[rows])),
+        3 * HISTORY,
+    ),
     "state": (lambda: StateEncoder(7, HISTORY, WIDTH), lambda encoder, rows: encoder(state(4)[rows]), HISTORY),
     "language": (
         lambda: Language(TEXTS, WIDTH),
@@ -90,6 +106,35 @@ def test_equal_observations_at_different_steps_and_cameras_are_told_apart():
     still = StateEncoder(7, HISTORY, WIDTH)(torch.ones(1, HISTORY, 7))
     seen = ImageEncoder(2, HISTORY, WIDTH, shared=True)([view, view])
     assert all(torch.pdist(tokens[0]).min() > 0.1 for tokens in (still, seen))
+
+
+def test_the_order_of_objects_means_nothing_and_empty_rows_say_nothing():
+    encoder, codec = ObjectsEncoder(OBJECTS, HISTORY, WIDTH), object_scaling(OBJECTS)
+    rows = objects(2).unflatten(-1, (3, len(OBJECT)))
+    made = encoder(codec.encode(rows.flatten(-2))).unflatten(1, (HISTORY, 3))
+    turned = encoder(codec.encode(rows[:, :, [2, 0, 1]].flatten(-2))).unflatten(1, (HISTORY, 3))
+    torch.testing.assert_close(turned, made[:, :, [2, 0, 1]])
+    rows[:, :, 2, 1:] = 7
+    torch.testing.assert_close(encoder(codec.encode(rows.flatten(-2))).unflatten(1, (HISTORY, 3)), made)
+    assert torch.pdist(made[0, 0]).min() > 0.1
+
+
+def test_a_millimetre_at_the_gripper_counts_more_than_one_far_away():
+    encoder, codec = ObjectsEncoder(OBJECTS, HISTORY, WIDTH), object_scaling(OBJECTS)
+
+    def change(distance: float) -> float:
+        rows = torch.zeros(2, HISTORY, 3, len(OBJECT))
+        rows[..., 1] = distance
+        rows[1, ..., 1] += 0.001
+        near, nearer = encoder(codec.encode(rows.flatten(-2)))
+        return float((near - nearer).detach().norm())
+
+    assert change(0.0) > 3 * change(0.4)
+
+
+def test_part_of_an_object_is_refused():
+    with pytest.raises(KinoiseError, match="14 numbers aren't whole rows"):
+        ObjectsEncoder(Feature((14,), categories=("cup",)), HISTORY, WIDTH)
 
 
 def test_a_row_gets_its_own_instruction_whatever_the_table(spelling):

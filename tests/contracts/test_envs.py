@@ -7,6 +7,8 @@ import subprocess
 import sys
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,8 +20,23 @@ from kinoise.envs.base import Simulator
 from kinoise.spec import KinoiseError
 
 MODULES = {name: import_module(f"kinoise.envs{module}") for name, module in ENVS.items()}
-ALL = [f"{name}/{task}" for name, module in MODULES.items() for task in module.TASKS]
-FEW = [task for name, module in MODULES.items() for task in tasks(f"{name}/{next(iter(module.SUITES or module.TASKS))}")]
+# Building one of LIBERO's scenes takes five seconds: a few stand for all 130, which upstream builds by the same rules.
+SOME = {"libero": ("libero/object-0", "libero/goal-5", "libero/10-4")}
+ABSENT = {"libero": find_spec("libero") is None, "robosuite": find_spec("robosuite") is None}
+
+
+def named(task: str) -> Any:
+    """A task to test with, left out where its simulator isn't installed."""
+    simulator = task.partition("/")[0]
+    return pytest.param(task, marks=pytest.mark.skipif(ABSENT.get(simulator, False), reason=f"{simulator} isn't installed"))
+
+
+ALL = [named(task) for name, module in MODULES.items() for task in SOME.get(name, [f"{name}/{item}" for item in module.TASKS])]
+FEW = [
+    named(task)
+    for name, module in MODULES.items()
+    for task in SOME.get(name, tasks(f"{name}/{next(iter(module.SUITES or module.TASKS))}"))
+]
 MT10 = tasks("metaworld/mt10")
 ONE = "metaworld/push"
 
@@ -76,7 +93,8 @@ def test_every_simulator_is_listed_and_every_suite_is_made_of_its_tasks(name):
 
 @pytest.mark.parametrize("name", ENVS)
 def test_instructions_are_distinct_sentences(name):
-    texts = list(MODULES[name].TASKS.values())
+    # libero/90 asks for the same in several scenes, which are told apart by what stands there.
+    texts = [text for task, text in MODULES[name].TASKS.items() if (name, task.partition("-")[0]) != ("libero", "90")]
     assert len(set(texts)) == len(texts)
     assert all(text == text.strip() and len(text.split()) >= 3 for text in texts)
 
@@ -117,7 +135,7 @@ def test_a_spec_holds_for_what_is_observed(task):
 @pytest.mark.parametrize("task", FEW)
 def test_a_scripted_expert_succeeds_and_keeps_to_the_bounds(task):
     env = make(task)
-    assert any(play(env, seed, 200)[2] for seed in range(3))
+    assert any(play(env, seed, min(env.horizon, 300))[2] for seed in range(3))
     action = env.expert().act(env.reset(seed=0)[0])
     assert env.action_space.contains(action)
     env.close()

@@ -1,0 +1,126 @@
+"""LIBERO's five suites (Liu et al. 2023): a Panda arm that handles things on a table, after a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ...spec import Feature, KinoiseError, Spec
+from ..base import Env, Expert, Values, check_pictures
+from ..rendering import Renderer
+from .names import HORIZONS, SUITES, TASKS, canonical, suite_of
+from .objects import Objects, objects_feature
+from .scene import IDLE, Scene
+
+__all__ = ["CAMERAS", "SUITES", "TASKS", "Libero", "canonical", "make"]
+
+CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "sideview", "galleryview")
+COLLISION_GEOMS = 0  # the group of what robosuite hides in pictures
+VIEW, VIEW_SIZE = "agentview", 384
+RATE = 20.0
+
+
+def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> Libero:
+    return Libero(task, render=render, cameras=cameras, size=size)
+
+
+class Libero(Env):
+    """One of LIBERO's 130 tasks; arguments as for `envs.make`.
+
+    Observes "state" (8): the gripper's position, the hand's rotation vector and the fingers' positions, as LIBERO's data sets
+    do; "rotation" (6): the same rotation without jumps; "objects": a list of what there is (`spec.OBJECT`), of the same length
+    for every task. Pictures are upright, row 0 at the top. Actions (7): the hand's displacement, 5 cm at 1, its turn, 0.5 rad
+    at 1, and the gripper, -1 open and 1 closed. 20 steps a second.
+
+    `reset(seed=...)` places things anew, within the regions of the task's definition, and lets them come to rest.
+    `reset(seed=..., options={"index": i})` takes the stored initial state of number i modulo `stored`, as it is: the seed then
+    draws where the fixtures stand, within a centimetre, which no stored state says.
+    """
+
+    def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
+        check_pictures(cameras, size, CAMERAS)
+        self._scene = Scene(task)
+        self._objects = Objects(self._scene.upstream)
+        self._cameras, self._size, self._renderer = tuple(cameras), size, None
+        self.render_mode = "rgb_array" if render else None
+        self.stored = len(self._scene.stored)
+        self._initial: dict[str, Any] | None = None
+        self._steps = 0
+        super().__init__(f"libero/{task}", TASKS[task], _spec(self._cameras, size), HORIZONS[suite_of(task)])
+        if render or self._cameras:
+            largest = max(size if self._cameras else 0, VIEW_SIZE if render else 0)
+            self._renderer = Renderer(self._scene.model, largest, hidden=(COLLISION_GEOMS,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
+        seed = self.next_seed(seed)
+        index = (options or {}).get("index")
+        self._scene.reset(seed, None if index is None else index % self.stored)
+        self._initial, self._steps = self._scene.initial(), 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, dict[str, Any]]:
+        if self._initial is None or self._steps >= self.horizon:
+            raise KinoiseError(f"{self.task}: the episode has not begun, or has reached its {self.horizon} steps: call reset")
+        self._scene.step(self.bounded(action))
+        self._steps += 1
+        success = self._scene.success
+        return self._observation(), float(success), False, self._steps == self.horizon, {"success": success}
+
+    def idle_action(self) -> np.ndarray:
+        """Stays where it is, with the gripper open."""
+        return np.array(IDLE, np.float32)
+
+    def initial(self) -> dict[str, Any]:
+        """`positions`: of all joints and objects; `fixtures`: where each stands. Raises KinoiseError before `reset`."""
+        if self._initial is None:
+            raise KinoiseError(f"{self.task}: no initial state has been drawn. Call reset first.")
+        return self._initial
+
+    def expert(self) -> Expert:
+        from ..experts.libero import LiberoExpert
+
+        return LiberoExpert(self._scene.upstream)
+
+    def render(self) -> UInt8[np.ndarray, "height width 3"]:
+        if self._renderer is None or self.render_mode is None:
+            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
+        return self._renderer.draw(self._scene.data, VIEW, VIEW_SIZE)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        self._scene.close()
+
+    def _observation(self) -> Values:
+        scene = self._scene
+        values = {
+            "state": scene.state,
+            "rotation": scene.rotation,
+            "objects": self._objects.read(scene.hand, scene.base),
+        }
+        if self._renderer is not None:
+            for camera in self._cameras:
+                values[f"image.{camera}"] = self._renderer.draw(scene.data, camera, self._size)
+        return values
+
+
+def _spec(cameras: Sequence[str], size: int) -> Spec:
+    place, turn = ("x", "y", "z"), ("rx", "ry", "rz")
+    observations = {
+        "state": Feature((8,), names=(*place, *turn, "finger1", "finger2"), unit=("m",) * 3 + ("rad",) * 3 + ("m",) * 2),
+        "rotation": Feature((6,), names=("r00", "r10", "r20", "r01", "r11", "r21"), unit=("1",) * 6),
+        "objects": objects_feature(),
+    }
+    observations |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    action = Feature(
+        (7,),
+        names=(*place, *turn, "gripper"),
+        unit=("5 cm",) * 3 + ("0.5 rad",) * 3 + ("1",),
+        low=(-1.0,) * 7,
+        high=(1.0,) * 7,
+    )
+    return Spec(observations, action, rate=RATE, control="delta", gripper=(6,), language=True)
