@@ -72,4 +72,5 @@ check: $(VENV)/tested
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test: check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/pytest -m alone

@@ -26,6 +26,8 @@ COMMANDS = {
     "control": (".deploy.control", "a trained policy in the real-time control loop"),
     "replay": (".deploy.replay", "a recorded run of that loop once more: does the controller do the same?"),
     "serve": (".deploy.serve", "a trained policy for robots elsewhere, over a websocket"),
+    "serve-env": (".deploy.serve_env", "a simulator for kinoise elsewhere, over a websocket"),
+    "simulator": (".envs.simulators", "install a simulator in a Python environment of its own"),
     "export-onnx": (".deploy.export_onnx", "a trained policy as ONNX graphs, for machines without torch"),
     "report": (".eval.report", "one HTML page about a run"),
     "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),

@@ -23,9 +23,9 @@ import torch
 
 from ..config import UsageError
 from ..spec import KinoiseError
+from ..wire import pack
 from .inference import Planner, Request
 from .records import plan_of, plan_record
-from .wire import pack
 
 GRACE_S = 1.0
 """How long a process that is told to end may take."""

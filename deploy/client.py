@@ -18,10 +18,10 @@ from websockets.frames import CloseCode
 from websockets.sync.client import ClientConnection, connect
 
 from ..spec import KinoiseError, Plan
+from ..wire import Limits, pack, unpack
 from .clock import Clock
 from .inference import Request, ThreadInference
 from .messages import Served, plan_of
-from .wire import Limits, pack, unpack
 
 # A spec of many named dimensions and their bounds is longer and deeper than any question.
 ANSWERS = Limits(items=1 << 16, depth=8)

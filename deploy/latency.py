@@ -21,7 +21,7 @@ def percentiles(values: Sequence[float | int], scale: float = 1.0) -> dict[str, 
     if len(values) == 0:
         return {"p50": None, "p95": None, "p99": None, "max": None}
     scaled = np.asarray(values, dtype=np.float64) * scale
-    # Interpolation rounds: between equal ranks a later percentile can come out smaller than one before it, or above the maximum.
+    # Interpolation rounds: between equal ranks a later percentile can come out smaller than one before it.
     p50, p95, p99 = np.maximum.accumulate(np.percentile(scaled, (50, 95, 99))).clip(max=scaled.max())
     return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "max": float(scaled.max())}
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from .. import __version__
 from ..policies.base import Policy
 from ..spec import Feature, KinoiseError, Observation, Plan, Spec
-from .wire import WireError
+from ..wire import WireError
 
 EXTENDED = ("prompt", "previous", "previous_confidence", "elapsed", "prefix", "budget", "id")
 # Every instruction that the training data did not have is embedded (10 ms) and remembered by the policy.

@@ -14,11 +14,11 @@ from typing import Any
 
 from ..config import UsageError
 from ..spec import KinoiseError
+from ..wire import unpack
 from .child import Child, Make, describe, packed
 from .clock import Clock, MonotonicClock
 from .inference import Reply, Request
 from .records import RECORDS, plan_of
-from .wire import unpack
 
 PAUSES_S = (0.0, 0.5, 1.0, 2.0, 5.0)
 """After a first process that died before it answered anything, a second one in a row, ...; the last is repeated."""

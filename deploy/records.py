@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from ..spec import Plan
+from ..wire import Limits, WireError
 from .inference import Reply, Request
 from .robot import Reading
-from .wire import Limits, WireError
 
 # A history of several large pictures is one message; a spec of many named dimensions is a long one.
 RECORDS = Limits(message=1 << 28, array=1 << 26, items=1 << 18, depth=12, text=1 << 16)

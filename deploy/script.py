@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ..spec import Plan, Spec
+from ..wire import WireError, pack
 from .guards import Action
 from .inference import Reply, Request
 from .recording import Names
 from .records import NUMBER, reading_of, reply_of, request_record
 from .robot import ObservationTimeout, Reading
 from .trace import TraceError
-from .wire import WireError, pack
 
 
 class Difference(Exception):

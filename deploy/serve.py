@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import signal
-import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,17 +17,17 @@ from ..policies.checkpoint import FRAME, identity, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from ..policies.example import example
 from ..spec import KinoiseError
+from ..wire import Limits
 from .clock import prompt_threads
 from .messages import Served
 from .server import Options, PolicyServer
-from .wire import Limits
+from .serving import check_access, log
 
 ABOUT = """Answers observations with plans over a websocket, in the protocol of openpi's client, until Ctrl-C or SIGTERM. On the
 same port http://HOST:PORT/healthz says that it runs and /metrics how it does. With a token, clients have to send
 'Authorization: Api-Key TOKEN'; token='${oc.env:NAME}' takes it from the environment, where other users don't see it."""
 
 SMALLEST = 1 << 12
-LONGEST = 500
 
 LONG = 3600.0
 """Seconds: a budget in which every plan fits, even one that has to be compiled."""
@@ -58,33 +55,17 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if not 0 <= self.port < 2**16:
-            raise UsageError(f"port={self.port}: expected at least 0 and below 65536")
+        check_access(self.host, self.port, self.token, self.insecure)
         for name, least in (("max_bytes", SMALLEST), ("clients", 1), ("batch", 1), ("threads", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name}={value}: expected at least {least}")
         if not 0 <= self.wait_ms <= 1000:
             raise UsageError(f"wait_ms={self.wait_ms}: expected between 0 and 1000")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise UsageError("token: expected printable ASCII characters, at least one of them no blank")
-        if self.token is None and not self.insecure and not is_loopback(self.host):
-            raise UsageError(
-                f"host={self.host} can be reached from other machines: give token=..., or insecure=true if anyone there may "
-                "use the policy"
-            )
 
     def options(self) -> Options:
         limits = Limits(message=self.max_bytes, array=self.max_bytes // 2)
         return Options(self.token, self.seed, self.batch, self.wait_ms / 1e3, self.clients, limits, self.threads)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address. A name other than localhost is taken for one that others reach."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     for rows in range(1, settings.batch + 1) if settings.compile else {1, settings.batch}:
         warm_up(policy, rows, replan=settings.compile)
     with prompt_threads():
-        return asyncio.run(_serve(PolicyServer(policy, served, settings.options(), _log), settings, served))
+        return asyncio.run(_serve(PolicyServer(policy, served, settings.options(), log), settings, served))
 
 
 def warm_up(policy: Policy, rows: int, replan: bool = False) -> None:
@@ -148,9 +129,3 @@ def _greet(settings: Settings, port: int, served: Served) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     wanted = "a token is needed" if settings.token else "no token is needed"
     print(f"serving {served.policy} of {settings.run} on ws://{host}:{port} ({wanted}); Ctrl-C ends", flush=True)
-
-
-def _log(line: str) -> None:
-    """One line on stderr, whatever a client's words in it would do to a terminal."""
-    plain = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line[:LONGEST])
-    print(f"{time.strftime('%H:%M:%S')} {plain}", file=sys.stderr, flush=True)

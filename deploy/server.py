@@ -7,8 +7,6 @@ after which that connection is closed and no other. Plain HTTP on the same port:
 from __future__ import annotations
 
 import asyncio
-import errno
-import hmac
 import http
 import itertools
 import logging
@@ -26,10 +24,11 @@ from websockets.http11 import Request, Response
 
 from ..policies.base import Policy
 from ..spec import KinoiseError
+from ..wire import Limits, WireError, pack, unpack
 from .batching import Answer, Batcher, connection_generator
 from .messages import Question, Reader, Served, answer_of
 from .metrics import Metrics
-from .wire import Limits, WireError, pack, unpack
+from .serving import REFUSED, allowed, listening
 
 PATIENCE = 10.0
 
@@ -88,7 +87,7 @@ class PolicyServer:
         options = self._options
         self._batcher = Batcher(self._policy, rows=options.batch, wait=options.wait, threads=options.threads)
         try:
-            with _listening(host, port):
+            with listening(host, port):
                 server = await serve(
                     self._talk,
                     host,
@@ -129,9 +128,9 @@ class PolicyServer:
         path = request.path.partition("?")[0]
         if path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if not self._allowed(request):
+        if not allowed(request, self._options.token):
             self.metrics.errors["unauthorized"] += 1
-            return connection.respond(http.HTTPStatus.UNAUTHORIZED, "expected the header 'Authorization: Api-Key TOKEN'\n")
+            return connection.respond(http.HTTPStatus.UNAUTHORIZED, REFUSED)
         if path == "/metrics":
             response = connection.respond(http.HTTPStatus.OK, self.metrics.text())
             del response.headers["Content-Type"]
@@ -142,13 +141,6 @@ class PolicyServer:
             text = f"{self._options.clients} clients are connected: no more are taken\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, text)
         return None
-
-    def _allowed(self, request: Request) -> bool:
-        if self._options.token is None:
-            return True
-        given = request.headers.get_all("Authorization")
-        wanted = f"Api-Key {self._options.token}"
-        return len(given) == 1 and hmac.compare_digest(given[0].encode(errors="surrogateescape"), wanted.encode())
 
     async def _talk(self, connection: ServerConnection) -> None:
         """One client's conversation, from its first message to its last."""
@@ -213,17 +205,6 @@ def _message(question: Question, answer: Answer, seconds: float, before: float |
 def _peer(connection: ServerConnection) -> str:
     address = connection.remote_address
     return f"{address[0]}:{address[1]}" if address else "somewhere"
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[None]:
-    """Says what to do where an address can't be had."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise KinoiseError(f"port={port} on {host} is in use: take another port=, or end the server that has it") from error
-        raise KinoiseError(f"can't listen on host={host} port={port}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..files import disk_errors
 from ..spec import KinoiseError
+from ..wire import ARRAY, DTYPES, WireError, pack, unpack
 from .records import RECORDS
-from .wire import ARRAY, DTYPES, WireError, pack, unpack
 
 MAGIC = b"kinoise trace 1\n"
 FRAME = struct.Struct("<II")

@@ -1,5 +1,31 @@
 """Simulated tasks behind Gymnasium's interface, with specs, instructions and scripted experts."""
 
-from .base import ENVS, Env, Expert, cameras, choices, episode_seed, make, showing, tasks
+from .base import (
+    ENVS,
+    Env,
+    Expert,
+    cameras,
+    check_recorded,
+    choices,
+    episode_seed,
+    instruction,
+    make,
+    perturbations,
+    showing,
+    tasks,
+)
 
-__all__ = ["ENVS", "Env", "Expert", "cameras", "choices", "episode_seed", "make", "showing", "tasks"]
+__all__ = [
+    "ENVS",
+    "Env",
+    "Expert",
+    "cameras",
+    "check_recorded",
+    "choices",
+    "episode_seed",
+    "instruction",
+    "make",
+    "perturbations",
+    "showing",
+    "tasks",
+]

@@ -1,7 +1,8 @@
 """What every simulator offers, and the register of simulators.
 
 Task ids are `<simulator>/<task>`; a suite's id, such as `metaworld/mt10`, stands for several tasks. A simulator is one module:
-to add one, write it and name it in ENVS. Nothing heavy is imported before `make`.
+to add one, write it and name it in ENVS. Nothing heavy is imported before `make`. A mapping file's path is a task's id too; and
+an id may begin with a place, where another process has the environment: `remote/NAME/`, `ws://HOST:PORT/`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, Protocol, cast, runtime_checkable
+from pathlib import PurePath
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -19,10 +21,18 @@ from gymnasium import spaces
 from jaxtyping import Float32, UInt8
 
 from ..spec import Feature, KinoiseError, Spec
+from .mapping import is_mapping
+from .remote.place import split
 
 Values = dict[str, np.ndarray]
 
-ENVS = {"metaworld": ".metaworld", "pusht": ".pusht"}
+MAX_SIZE = 4096  # pixels a side of an image
+
+ENVS = {"libero": ".libero", "metaworld": ".metaworld", "ogbench": ".ogbench", "pusht": ".pusht", "robosuite": ".robosuite"}
+
+
+class EnvLost(KinoiseError):
+    """The process that has the environment is gone, and the episode with it; the next `reset` starts another."""
 
 
 @runtime_checkable
@@ -45,9 +55,13 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         task: full id, such as "metaworld/push".
         instruction: what is to be done, in English.
         spec: what is observed and commanded.
-        horizon: most steps of an episode.
+        horizon: most steps of an episode; may be set to another number, which holds from the next reset on.
+
+    Attributes:
+        stored: how many initial states come with the task, for `reset` to begin in; 0 where each is drawn.
     """
 
+    stored: int = 0
     spec: Spec  # pyright: ignore[reportIncompatibleVariableOverride] (Gymnasium's is for its registry, which we don't use)
     task: str
     instruction: str
@@ -66,9 +80,16 @@ class Env(gymnasium.Env[Any, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         """The first observation of an episode whose initial state depends on `seed` alone, whatever was played before.
 
-        Without a seed it is the next of the sequence that the last given seed began.
+        Without a seed it is the next of the sequence that the last given seed began. `options={"index": i}` begins in stored
+        state i modulo `stored`, where there are any, and draws from `seed` only what that leaves open.
         """
         raise NotImplementedError
+
+    def idle_action(self) -> Float32[np.ndarray, "action"]:
+        """The action that leaves everything as it is. Raises KinoiseError where there is none."""
+        if self.spec.control != "delta":
+            raise KinoiseError(f"{self.task} has no action that leaves everything as it is. Leave out wait=.")
+        return np.zeros(self.spec.action.shape, np.float32)
 
     def next_seed(self, seed: int | None) -> int:
         """For `reset`: `seed`, which begins a sequence, or the next of that sequence."""
@@ -79,8 +100,12 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         """What pins the initial state that was drawn, as JSON numbers: equal for two episodes that begin alike."""
         raise NotImplementedError
 
+    def meta(self) -> dict[str, Any]:
+        """What `EpisodeStore.meta` of demonstrations from here says, under the name of the format whose words it is in."""
+        return {}
+
     def expert(self) -> Expert:
-        """A scripted demonstrator of this task. Raises KinoiseError if there is none."""
+        """A scripted demonstrator for the episode that the last `reset` began. Raises KinoiseError if there is none."""
         raise KinoiseError(f"{self.task} has no scripted expert: collect needs a task that has one.")
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -112,10 +137,19 @@ class Simulator(Protocol):
         """The task or suite that `name` means; itself when it isn't another name for one."""
         ...
 
-    def make(self, task: str, *, render: bool, cameras: Sequence[str], size: int) -> Env: ...
+    def make(self, task: str, *, render: bool, cameras: Sequence[str], size: int) -> Env:
+        """A module with PERTURBATIONS also takes `perturb`, strengths by kind."""
+        ...
 
 
-def make(task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> Env:
+def make(
+    task: str,
+    *,
+    render: bool = False,
+    cameras: Sequence[str] = (),
+    size: int = 84,
+    perturb: Mapping[str, float] | None = None,
+) -> Env:
     """Builds one task's environment.
 
     Args:
@@ -123,27 +157,45 @@ def make(task: str, *, render: bool = False, cameras: Sequence[str] = (), size: 
         render: whether `render` will be called.
         cameras: by name; each adds an observation `image.<camera>`.
         size: of these images, `[size, size, 3]`.
+        perturb: strengths of the simulator's `perturbations`, by kind.
 
-    Raises KinoiseError: unknown task or camera, a suite instead of a task, no OpenGL for pictures.
+    Raises KinoiseError: unknown task, camera or perturbation, a suite instead of a task, no OpenGL for pictures.
     """
-    simulator, name = _find(task)
-    if name in _load(simulator).SUITES:
+    found = _find(task)
+    module = _load(found.simulator)
+    if found.name in module.SUITES:
         raise KinoiseError(f"{task} is a suite of tasks: make takes one, for example {tasks(task)[0]}")
-    return _load(simulator).make(name, render=render, cameras=tuple(cameras), size=size)
+    known = perturbations(task)
+    for kind in perturb or {}:
+        if kind not in known:
+            there = f"it has {', '.join(known)}" if known else "it has none"
+            raise KinoiseError(f"{task}: there is no perturbation '{kind}': {there}")
+    extra = {"perturb": dict(perturb)} if perturb else {}
+    if found.place:
+        name, module = str(found), cast(Simulator, import_module(".remote.env", __package__))
+    else:
+        name = found.name
+    return module.make(name, render=render, cameras=tuple(cameras), size=size, **extra)
 
 
-def showing(spec: Spec) -> Callable[..., Env]:
-    """`make` for environments that show what `spec` observes: its cameras, at their size.
+def perturbations(task: str) -> Mapping[str, str]:
+    """By kind, what the strengths of the perturbations mean that `task`'s simulator offers."""
+    return getattr(_load(_find(task).simulator), "PERTURBATIONS", {})
+
+
+def showing(spec: Spec, perturb: Mapping[str, float] | None = None) -> Callable[..., Env]:
+    """`make` for environments that show what `spec` observes: its cameras, at their size, perturbed as `perturb` says.
 
     Raises KinoiseError for images of several sizes, which no simulator renders.
     """
     images = {key: item for key, item in spec.observations.items() if item.kind == "image"}
     if not images:
-        return make
+        return partial(make, perturb=perturb) if perturb else make
     sizes = {item.shape[:2] for item in images.values()}
     if len(sizes) > 1 or len(set(*sizes)) > 1:
         raise KinoiseError(f"the policy's images have the sizes {sorted(sizes)}; simulators render one square size")
-    return partial(make, cameras=tuple(key.removeprefix("image.") for key in images), size=sizes.pop()[0])
+    cameras = tuple(key.removeprefix("image.") for key in images)
+    return partial(make, cameras=cameras, size=sizes.pop()[0], **({"perturb": perturb} if perturb else {}))
 
 
 def tasks(env: str) -> tuple[str, ...]:
@@ -153,11 +205,30 @@ def tasks(env: str) -> tuple[str, ...]:
     """
     first, *others = env.split(",")
     found = [_find(first)]
-    found += [_find(name if "/" in name else f"{found[0][0]}/{name}") for name in others]
-    ids = [f"{origin}/{task}" for origin, name in found for task in _load(origin).SUITES.get(name, (name,))]
+    found += [_find(name if "/" in name or is_mapping(name) else str(found[0]._replace(name=name))) for name in others]
+    members = [(item, task) for item in found for task in _load(item.simulator).SUITES.get(item.name, (item.name,))]
+    ids = [str(item._replace(name=task)) for item, task in members]
     if len(set(ids)) < len(ids):
         raise KinoiseError(f"env '{env}': a task is named twice")
     return tuple(ids)
+
+
+def instruction(task: str) -> str:
+    """What `task`, a full id, asks for; without building it. Raises KinoiseError when there is no such task."""
+    found = _find(task)
+    return _load(found.simulator).TASKS[found.name]
+
+
+def check_recorded(tasks: Sequence[str], env_args: Mapping[str, Any]) -> None:
+    """Compares what demonstrations say of where they were recorded (robomimic's `env_args`) with where they would be used.
+
+    Raises KinoiseError, with every difference, when a simulator knows that its task is another environment. Nothing is compared
+    where nothing is said (`env_args` is empty), by simulators that keep no such record, and of environments elsewhere.
+    """
+    for found in map(_find, tasks if env_args else ()):
+        check = None if found.place else getattr(_load(found.simulator), "check_recorded", None)
+        if check is not None:
+            check(found.name, env_args)
 
 
 def choices() -> str:
@@ -170,6 +241,7 @@ def choices() -> str:
             continue
         suites = ", ".join(f"{simulator}/{suite}" for suite in module.SUITES)
         parts.append(f"{suites}, or {simulator}/TASK[,TASK...] with TASK one of {', '.join(module.TASKS)}")
+    parts.append("FILE.yaml, a mapping of a Gymnasium environment; remote/NAME/ENV or ws://HOST:PORT/ENV, in another process")
     return "; ".join(parts)
 
 
@@ -179,14 +251,46 @@ def cameras() -> str:
 
 
 def episode_seed(seed: int, task: str, index: int) -> int:
-    """What an episode's environment is reset with: a hash of its arguments and nothing else, below 2**53 (exact in JSON)."""
+    """What an episode's environment is reset with: a hash of its arguments and nothing else, below 2**53 (exact in JSON).
+
+    Neither an id's place counts nor the folder of a mapping file: a task has the same episodes everywhere.
+    """
     if seed < 0 or index < 0:
         raise KinoiseError(f"expected a seed and an index of at least 0, came seed={seed}, index={index}")
-    name = int.from_bytes(hashlib.sha256(task.encode()).digest()[:16])
+    _, own = split(task)
+    own = PurePath(own).name if is_mapping(own) else own
+    name = int.from_bytes(hashlib.sha256(own.encode()).digest()[:16])
     return int(np.random.SeedSequence([seed, name, index]).generate_state(1, np.uint64)[0] >> np.uint64(11))
 
 
-def _find(env: str) -> tuple[str, str]:
+def check_pictures(cameras: Sequence[str], size: int, known: Sequence[str]) -> None:
+    """Raises KinoiseError for a camera that isn't among `known`, and for a size that no simulator draws."""
+    if not 1 <= size <= MAX_SIZE:
+        raise KinoiseError(f"size={size}: an image has between 1 and {MAX_SIZE} pixels a side")
+    for camera in cameras:
+        if camera not in known:
+            close = difflib.get_close_matches(camera, known, 1)
+            hint = f". Did you mean {close[0]}? The" if close else ": the"
+            raise KinoiseError(f"unknown camera '{camera}'{hint} cameras are {', '.join(known)}")
+
+
+class _Id(NamedTuple):
+    """An id in its parts: its place, "" for this process; the simulator, "" for a mapping file; the task or suite."""
+
+    place: str
+    simulator: str
+    name: str
+
+    def __str__(self) -> str:
+        return self.place + (f"{self.simulator}/" if self.simulator else "") + self.name
+
+
+def _find(env: str) -> _Id:
+    place, own = split(env)
+    return _Id(place, "", own) if is_mapping(own) else _Id(place, *_registered(own))
+
+
+def _registered(env: str) -> tuple[str, str]:
     simulator, slash, name = env.partition("/")
     candidates = [simulator] if slash else list(ENVS)
     for candidate in candidates:
@@ -202,7 +306,8 @@ def _find(env: str) -> tuple[str, str]:
 
 
 def _load(simulator: str) -> Simulator:
-    return cast(Simulator, import_module(ENVS[simulator], __package__))
+    """A simulator's module; "" is that of mapping files."""
+    return cast(Simulator, import_module(ENVS[simulator] if simulator else ".mapped", __package__))
 
 
 def _space(feature: Feature) -> spaces.Box:

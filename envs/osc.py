@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg.lapack import dposv
+from scipy.linalg import get_lapack_funcs
 
 from ..spec import KinoiseError
 from .rendering import load_mujoco
@@ -78,18 +78,22 @@ class OscStepper:
     def step(self, action: Float[np.ndarray, "7"]) -> None:
         """One control step: `action` in [-1, 1], by 0.05 m along and 0.5 rad about each axis, then -1 open, 1 closed."""
         mujoco, model, data = self._mujoco, self._model, self._data
-        delta = np.clip(action[:ARM], -1, 1) * self._scale
         direction = np.array([-1.0, 1.0]) * self._gripper.speed * np.sign(action[ARM])
+        mujoco.mj_step1(model, data)
+        goal = self._aim(np.clip(action[:ARM], -1, 1) * self._scale)
         for substep in range(self._substeps):
-            mujoco.mj_step1(model, data)
-            if not substep:
-                goal = data.site_xpos[self._site] + delta[:3]
-                if (np.abs(delta[3:]) > 0).any():  # without a turn the goal stays where it was, whatever the hand did
-                    self._held = _rotation(delta[3:]) @ data.site_xmat[self._site].reshape(3, 3)
+            if substep:
+                mujoco.mj_step1(model, data)
             data.ctrl[self._arm] = np.clip(self._torques(goal), self._low, self._high)
             self._grip = np.clip(self._grip + direction, -1, 1)
             data.ctrl[self._fingers] = self._middle + self._half * self._grip
             mujoco.mj_step2(model, data)
+
+    def _aim(self, delta: Float[np.ndarray, "6"]) -> Float[np.ndarray, "3"]:
+        """Where the hand is to be; and turns what is held, which without a turn stays as it was, whatever the hand did."""
+        if (np.abs(delta[3:]) > 0).any():
+            self._held = _rotation(delta[3:]) @ self._data.site_xmat[self._site].reshape(3, 3)
+        return self._data.site_xpos[self._site] + delta[:3]
 
     def _torques(self, goal: Float[np.ndarray, "3"]) -> Vector:
         model, data, mujoco = self._model, self._data, self._mujoco
@@ -124,6 +128,9 @@ class OscStepper:
             raise KinoiseError(f"expected a robosuite environment with {EXPECTED}, came {found}. Take its default OSC_POSE.")
 
 
+(_posv,) = get_lapack_funcs(("posv",), dtype=np.float64)
+
+
 def _span(indices: Sequence[Any]) -> slice:
     """The joints of an arm follow one another, so that its part of an array is a view."""
     return slice(int(indices[0]), int(indices[-1]) + 1)
@@ -131,7 +138,7 @@ def _span(indices: Sequence[Any]) -> slice:
 
 def _solve(matrix: Float[np.ndarray, "n n"], right: np.ndarray) -> np.ndarray:
     """For a positive definite matrix; by LAPACK itself, since NumPy's checks take longer than a solution of this size."""
-    _, solution, failed = dposv(matrix, right)
+    _, solution, failed = _posv(matrix, right)
     return np.linalg.pinv(matrix) @ right if failed else solution  # a stretched arm's is not definite: robosuite inverts so
 
 

@@ -15,14 +15,15 @@ BASE = {"spec", "files", "config", "provenance", ""}
 ALLOWED = {
     "spec": set(),
     "files": {"spec"},
+    "wire": {"spec"},
     "config": {"spec"},
     "provenance": {""},
     "cli": BASE,
     "policies.core": {"policies.core", "spec"},
     "policies": {"policies", "policies.core", *BASE},
     "data": {"data", *BASE},
-    "envs": {"envs", *BASE},
-    "deploy": {"deploy", "policies", "policies.core", "envs", *BASE},
+    "envs": {"envs", "wire", *BASE},
+    "deploy": {"deploy", "wire", "policies", "policies.core", "envs", *BASE},
     "eval": {"eval", "data", "envs", "policies", "policies.core", "deploy", *BASE},
     "train": {"train", "data", "policies", "policies.core", "eval", *BASE},
 }

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from kinoise.deploy.client import PolicyClient, ServerError, ServerTimeout
 from kinoise.deploy.messages import Reader, Served
-from kinoise.deploy.wire import Limits, WireError, pack, unpack
 from kinoise.policies.base import Policy
 from kinoise.spec import Spec
+from kinoise.wire import Limits, WireError, pack, unpack
 from tiny_server import TEXTS, Slow, expected, get, question, serving, small, state, talking, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect

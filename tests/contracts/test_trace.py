@@ -23,8 +23,8 @@ from kinoise.deploy.recording import recording, require_whole
 from kinoise.deploy.replay import Again, Outcome, replay
 from kinoise.deploy.robot import ObservationTimeout
 from kinoise.deploy.trace import FRAME, MAGIC, TraceError, TraceReader, TraceWriter, _chunks
-from kinoise.deploy.wire import pack
 from kinoise.spec import KinoiseError, Plan
+from kinoise.wire import pack
 from loop_fakes import CHUNK, EXECUTE, PERIOD, Restarting, Setup
 
 GUARDS = GuardConfig(jump=None, velocity=None, heartbeat=0.2)

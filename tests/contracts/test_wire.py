@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from kinoise.deploy.wire import DTYPES, Limits, WireError, pack, unpack
+from kinoise.wire import DTYPES, Limits, WireError, pack, unpack
 
 KINDS = st.sampled_from([np.dtype(item) for item in DTYPES])
 ARRAYS = KINDS.flatmap(lambda kind: npst.arrays(kind, npst.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)))

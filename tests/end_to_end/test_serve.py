@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from kinoise.cli import main
 from kinoise.deploy.client import PolicyClient
-from kinoise.deploy.serve import is_loopback
+from kinoise.deploy.serving import is_loopback
 from kinoise.policies import build_policy
 from kinoise.policies.checkpoint import save_policy, sha256
 from kinoise.policies.core.network import NetworkConfig

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgpack
 import numpy as np
 
-from ..spec import KinoiseError
+from .spec import KinoiseError
 
 DTYPES = ("<f4", "<f8", "|u1", "<i4", "<i8", "|b1")
 ARRAY, SCALAR = b"__ndarray__", b"__npgeneric__"

@@ -1,0 +1,144 @@
+"""Mapping files for tests, and Gymnasium environments that misbehave, which a file finds as a module in its own folder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PENDULUM: dict[str, Any] = {
+    "gymnasium": {"id": "Pendulum-v1"},
+    "instruction": "swing the pendulum up and hold it there",
+    "rate": 20,
+    "horizon": 200,
+    "observations": {
+        "angle": {"slice": [0, 2], "names": ["cos", "sin"], "unit": 1},
+        "velocity": {"slice": [2, 3], "names": "velocity", "unit": "rad/s"},
+    },
+    "images": {"side": {"from": "render"}},
+    "action": {"control": "absolute", "names": ["torque"], "unit": "N m"},
+    "success": {"reward": -0.1},
+    "expert": "pendulum_expert:make",
+}
+
+REACHER: dict[str, Any] = {
+    "gymnasium": {"id": "Reacher-v5", "kwargs": {"width": 96, "height": 96}},
+    "instruction": "move the fingertip to the target",
+    "rate": 50,
+    "horizon": 50,
+    "observations": {"state": {"unit": 1}, "goal": {"slice": [4, 6], "names": ["goal.x", "goal.y"], "unit": "m"}},
+    "images": {"top": {"from": "render"}},
+    "action": {"control": "absolute", "names": ["shoulder", "elbow"], "unit": "N m"},
+    "success": {"reward": -0.05},
+}
+
+PUSHT: dict[str, Any] = {
+    "gymnasium": {
+        "id": "gym_pusht/PushT-v0",
+        "import": "gym_pusht",
+        "kwargs": {"obs_type": "pixels_agent_pos", "observation_width": 96, "observation_height": 96},
+    },
+    "instruction": "push the T-shaped block onto the T-shaped target",
+    "rate": 10,
+    "horizon": 300,
+    "observations": {"agent": {"from": "agent_pos", "names": ["x", "y"], "unit": "px"}},
+    "images": {"top": {"from": "pixels"}},
+    "action": {"control": "absolute", "names": ["x", "y"], "unit": "px"},
+    "success": {"info": "is_success"},
+}
+
+POINT: dict[str, Any] = {
+    "gymnasium": {"id": "kinoise/Point-v0", "import": "point_worlds", "kwargs": {"trouble": "none"}},
+    "instruction": "move the point to its goal",
+    "rate": 20,
+    "horizon": 30,
+    "observations": {"state": {"from": "robot.place", "unit": "m"}, "goal": {"from": "goal", "names": ["goal.x"], "unit": "m"}},
+    "action": {"control": "delta", "unit": "m", "low": -0.1, "high": 0.1},
+    "success": {"info": "there"},
+    "expert": "point_worlds:expert",
+}
+
+EXPERT = """
+import numpy as np
+
+def make(env):
+    return Expert()
+
+class Expert:
+    def act(self, observation):
+        (cos, sin), speed = observation["angle"], observation["velocity"][0]
+        if cos > 0.9:
+            return np.array([-15 * np.arctan2(sin, cos) - 3 * speed])
+        energy = speed**2 / 6 + 5 * cos
+        return np.array([2.0 * np.sign(speed * (5.5 - energy)) if abs(speed) > 1e-3 else 2.0])
+"""
+
+WORLDS = """
+import os, time
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+class Point(gymnasium.Env):
+    def __init__(self, trouble, render_mode=None):
+        self.trouble, self.render_mode = trouble, render_mode
+        self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.observation_space = spaces.Dict({"robot": spaces.Dict({"place": box}), "goal": box})
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        gen = np.random.default_rng() if self.trouble == "unseeded" else self.np_random
+        self.place, self.goal, self.steps = gen.uniform(-1, 1, 1), gen.uniform(-1, 1, 1), 0
+        return self.seen(), {}
+
+    def seen(self):
+        return {"robot": {"place": self.place}, "goal": self.goal}  # its own arrays, which it changes in place
+
+    def step(self, action):
+        print("a simulator that prints")
+        self.steps += 1
+        if self.steps == 3:
+            if self.trouble == "nan":
+                self.place = self.place * np.nan
+            if self.trouble == "raise":
+                raise RuntimeError("the point is gone")
+            if self.trouble == "hang":
+                time.sleep(600)
+            if self.trouble == "exit":
+                os._exit(7)
+            if self.trouble == "crash":
+                import ctypes; ctypes.string_at(0)
+            if self.trouble == "grow":
+                self.place = np.concatenate([self.place, self.place])
+        self.place += action
+        there = bool(abs(self.place - self.goal)[0] < 0.02)
+        ended = self.trouble == "ends" and self.steps == 4
+        return self.seen(), -1.0, ended, False, {} if self.trouble == "mute" else {"there": there}
+
+gymnasium.register("kinoise/Point-v0", entry_point=Point)
+
+def expert(env):
+    class Expert:
+        def act(self, observation):
+            return env.goal - env.place  # the simulator's own, beyond the bounds
+    return Expert()
+"""
+
+
+def write(folder: Path, content: dict[str, Any], name: str = "world.yaml", **changes: Any) -> str:
+    """A mapping file in `folder`, with `changes` (`action__low=...` for nested keys; None takes a key away); its path."""
+    value = copy.deepcopy(content)
+    for path, item in changes.items():
+        *parents, key = path.split("__")
+        place = value
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[key] = item
+        if item is None:
+            del place[key]
+    (folder / "pendulum_expert.py").write_text(EXPERT)
+    (folder / "point_worlds.py").write_text(WORLDS)
+    (folder / name).write_text(yaml.safe_dump(value))
+    return str(folder / name)
