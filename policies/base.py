@@ -78,6 +78,7 @@ class Policy(nn.Module, ABC):
     Attributes:
         frames: by name, the robots whose numbers were laid over each other in training; {} where all have the same.
         frame: the one whose numbers `spec` and `stats` are in; None: the first's, or everyone's.
+        recorded: the environment that the demonstrations say they are of (robomimic's `env_args`); {} where they say nothing.
 
     Raises:
         KinoiseError: an observation that the data lack, or statistics that are missing.
@@ -95,6 +96,7 @@ class Policy(nn.Module, ABC):
             raise KinoiseError(f"statistics of {absent} are missing: compute them from the data, or take a whole checkpoint")
         self.stats = {key: stats[key] for key in [*wanted, "action"]}
         self.frames: Mapping[str, Frame] = {}
+        self.recorded: Mapping[str, Any] = {}
         self.frame: str | None = None
         self._recorder: Recorder | None = None
         self._graphs: Graphs | None = None

@@ -1,6 +1,7 @@
 """A policy on disk: weights as safetensors, everything else as JSON. Enough, alone, to evaluate or deploy.
 
-config.json   {"format", "kinoise", "policy": settings, "spec", "stats", "texts", "frames": {name: {"spec", "stats"}}}
+config.json   {"format", "kinoise", "policy": settings, "spec", "stats", "texts", "frames": {name: {"spec", "stats"}},
+               "recorded": env_args}
 model.safetensors, ema.safetensors   the same keys, as trained and as averaged
 """
 
@@ -28,7 +29,7 @@ from .base import Frame, Policy, PolicyConfig
 from .caching import check_fit
 
 FORMAT = 1
-SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict}
+SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict, "recorded": dict}
 DEVICES = ("cpu", "cuda")
 FRAME = "whose numbers, of data sets that were normalised each by its own; null: the first's"
 """What commands say of their setting `frame`, see `load_policy`."""
@@ -56,6 +57,7 @@ def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> N
                 }
                 for name, (spec, stats) in policy.frames.items()
             },
+            "recorded": dict(policy.recorded),
         },
     )
 
@@ -95,7 +97,8 @@ def load_policy(
         raise KinoiseError(
             f"{config_path}: expected format {FORMAT}, which kinoise {__version__} reads. Take a checkpoint that it wrote."
         )
-    value.setdefault("frames", {})  # which a checkpoint from before there were any lacks
+    for name in ("frames", "recorded"):  # which a checkpoint from before there were any lacks
+        value.setdefault(name, {})
     absent = [key for key, kind in SECTIONS.items() if not isinstance(value.get(key), kind)]
     if absent:
         raise KinoiseError(f"{config_path}: {absent} are missing or damaged. Take a checkpoint that kinoise wrote.")
@@ -106,7 +109,7 @@ def load_policy(
         raise UsageError(f"frame={frame}: {directory} has {known}")
     spec, stats = _frame(value, config_path) if frame is None else frames[frame]
     policy = build_policy(config, spec, stats, tuple(value["texts"]))
-    policy.frames, policy.frame = frames, frame
+    policy.frames, policy.frame, policy.recorded = frames, frame, value["recorded"]
     _load_weights(policy, weights_path(directory, ema))
     check_fit(policy.config.decode, policy)
     policy = policy.to(device).eval()

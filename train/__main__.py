@@ -155,6 +155,9 @@ def build(settings: Settings, store: EpisodeStore) -> Policy:
     policy = build_policy(settings.policy, store.spec, store.stats(), store.texts, settings.seed)
     if isinstance(store, Mixture):
         policy.frames = store.frames()
+    told = store.meta.get("robomimic")
+    found = told.get("env_args") if isinstance(told, dict) else None
+    policy.recorded = found if isinstance(found, dict) else {}
     return policy
 
 

@@ -70,7 +70,8 @@ def moved(env) -> np.ndarray:
 
 def play(env, seed: int, steps: int) -> tuple[np.ndarray, list[float], bool]:
     """The expert's states and rewards, and whether it succeeded."""
-    expert, (observation, _) = env.expert(), env.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
+    expert = env.expert()
     states, rewards, success = [joined(env, observation)], [], False
     for _ in range(steps):
         observation, reward, *_, info = env.step(expert.act(observation))
@@ -128,7 +129,8 @@ def test_a_spec_holds_for_what_is_observed(task):
     assert env.observation_space.contains(observation)
     for key, feature in env.spec.observations.items():
         assert (observation[key].shape, observation[key].dtype) == (feature.shape, feature.dtype)
-        assert len(feature.names) == len(feature.unit) == feature.shape[0]
+        # robomimic's files name no dimensions, and robosuite's tasks have the specs that are read from there.
+        assert len(feature.names) == len(feature.unit) == (0 if task.startswith("robosuite/") else feature.shape[0])
     env.close()
 
 
@@ -136,7 +138,8 @@ def test_a_spec_holds_for_what_is_observed(task):
 def test_a_scripted_expert_succeeds_and_keeps_to_the_bounds(task):
     env = make(task)
     assert any(play(env, seed, min(env.horizon, 300))[2] for seed in range(3))
-    action = env.expert().act(env.reset(seed=0)[0])
+    observation, _ = env.reset(seed=0)
+    action = env.expert().act(observation)
     assert env.action_space.contains(action)
     env.close()
 

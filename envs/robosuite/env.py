@@ -1,0 +1,143 @@
+"""Lift, Can and Square behind kinoise's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ...spec import Feature, KinoiseError, Spec
+from ..base import Env, Expert, Values, check_pictures
+from ..rendering import Renderer, load_mujoco
+from .recorded import made, require
+from .upstream import CLASSES, RATE, TASKS, build, draw_cube, drawing, robosuite_version, stepper
+
+SUITES: dict[str, Sequence[str]] = {}
+CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "robot0_robotview")
+HORIZON = 400  # robomimic's, for data sets by proficient humans
+OBJECT = "object"
+OBSERVED = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
+OBJECT_SIZE = {"lift": 10, "can": 14, "square": 14}
+ACTION = 7
+VIEW, VIEW_SIZE = "agentview", 384
+COLLISION = 0  # the group of geometries that collide, which robosuite doesn't draw
+
+
+def canonical(name: str) -> str:
+    """robosuite's own `PickPlaceCan` is our `can`."""
+    return {theirs.lower(): ours for ours, theirs in CLASSES.items()}.get(name.lower(), name)
+
+
+def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> Robosuite:
+    return Robosuite(task, render=render, cameras=cameras, size=size)
+
+
+def check_recorded(task: str, env_args: Mapping[str, Any]) -> None:
+    """Raises KinoiseError, with every difference, when demonstrations with these `env_args` are not of this environment."""
+    robosuite_version()
+    require(task, version("robosuite"), env_args)
+
+
+class Robosuite(Env):
+    """One of the tasks; arguments as for `envs.make`.
+
+    Observes what robomimic trains on, as robosuite's own observables give it: "robot0_eef_pos" (3), where the gripper is (m);
+    "robot0_eef_quat" (4), the hand's orientation (x, y, z, w); "robot0_gripper_qpos" (2), the fingers (m); "object", the
+    thing's position and orientation, and where it is from the gripper: for Lift 10, gripper minus cube in the world's frame;
+    for Can and Square 14, position and orientation in the gripper's. Actions: OSC_POSE's steps, at 1 by 0.05 m along and 0.5
+    rad about each of the world's axes, and the gripper, -1 opening and 1 closing. 20 steps a second, 400 an episode.
+
+    The features have no names, units or bounds but the action's, and there is no instruction with observations: robomimic's
+    files say none of it. Pictures are robosuite's own, pixel for pixel, but with row 0 at the top, as robomimic stores them.
+    """
+
+    def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
+        check_pictures(cameras, size, CAMERAS)
+        self._sim = build(task)
+        self._name, self._cameras, self._size = task, tuple(cameras), size
+        self._step: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
+        self._steps, self._end, self._initial = 0, 0, {}
+        self._renderer: Renderer | None = None
+        self.render_mode = "rgb_array" if render else None
+        super().__init__(f"robosuite/{task}", TASKS[task], _spec(task, cameras, size), HORIZON)
+        if render or self._cameras:
+            largest = max(size if self._cameras else 0, VIEW_SIZE if render else 0)
+            self._renderer = Renderer(self._model, largest, plain=False, hidden=(COLLISION,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
+        self._initial = {}
+        with drawing(self.next_seed(seed)):
+            if self._name == "lift":
+                self._initial["cube"] = draw_cube(self._sim).tolist()
+            found = self._sim.reset()
+        self._initial["qpos"] = self._data.qpos.tolist()
+        self._step, self._steps, self._end = stepper(self._sim), 0, self.horizon
+        return self._observation(found), {}
+
+    def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, dict[str, Any]]:
+        if self._step is None or self._steps >= self._end:
+            raise KinoiseError(f"{self.task}: the episode has not begun, or has reached its {self.horizon} steps: call reset")
+        action = self.bounded(action).astype(np.float64)
+        found = self._step(action)
+        self._steps += 1
+        if self._unstable():
+            self._steps = self._end
+            raise KinoiseError(f"{self.task}: the physics became unstable. Call reset.")
+        info = {"success": bool(self._sim._check_success())}
+        return self._observation(found), float(self._sim.reward(action)), False, self._steps == self._end, info
+
+    def initial(self) -> dict[str, Any]:
+        """`qpos`, all joints (m, rad, quaternions), and Lift's `cube`, half sizes (m). Raises KinoiseError before `reset`."""
+        if not self._initial:
+            raise KinoiseError(f"{self.task}: no initial state has been drawn. Call reset first.")
+        return self._initial
+
+    def meta(self) -> dict[str, Any]:
+        return {"robomimic": {"env_args": made(self._name, version("robosuite"))}}
+
+    def expert(self) -> Expert:
+        from ..experts.robosuite import RobosuiteExpert
+
+        return RobosuiteExpert(self._name, self._sim)
+
+    def render(self) -> UInt8[np.ndarray, "height width 3"]:
+        if self._renderer is None or self.render_mode is None:
+            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
+        return self._renderer.draw(self._data, VIEW, VIEW_SIZE)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    @property
+    def _model(self) -> Any:
+        return self._sim.sim.model._model
+
+    @property
+    def _data(self) -> Any:
+        return self._sim.sim.data._data
+
+    def _observation(self, found: Mapping[str, np.ndarray]) -> Values:
+        values = {OBJECT: np.array(found["object-state"], np.float32)}
+        values |= {key: np.array(found[key], np.float32) for key in OBSERVED}
+        if self._renderer is not None:
+            values |= {f"image.{name}": self._renderer.draw(self._data, name, self._size) for name in self._cameras}
+        return values
+
+    def _unstable(self) -> bool:
+        """Whether MuJoCo met numbers it could not go on with, upon which it resets the world and says nothing."""
+        kinds = load_mujoco().mjtWarning
+        return any(
+            self._data.warning[int(kind)].number for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
+        )
+
+
+def _spec(task: str, cameras: Sequence[str], size: int) -> Spec:
+    images = {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    states = {OBJECT: Feature((OBJECT_SIZE[task],))} | {key: Feature((count,)) for key, count in OBSERVED.items()}
+    action = Feature((ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
+    return Spec(states | images, action, rate=float(RATE), control="delta", gripper=(ACTION - 1,), language=False)
