@@ -18,8 +18,10 @@ from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
 from .latency import HELP
+from .presets import EPISODES, PRESETS, SEED
 from .protocol import Shard
 from .rollout import SLOTS
+from .slot import TURNS, UPRIGHT
 
 ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
 what planning cost. The same command gives the same episodes; with resume=true it goes on after a kill. Parts played with
@@ -32,8 +34,13 @@ class Settings:
 
     run: str = field(default=MISSING, metadata={"help": "a training run, or one of its checkpoints"})
     env: str = field(default="metaworld/mt10", metadata={"help": "tasks to play"})
-    episodes: int = field(default=10, metadata={"help": "per task"})
-    seed: int = field(default=1000, metadata={"help": "what initial states and the policy's noise are drawn from"})
+    protocol: str | None = field(
+        default=None, metadata={"help": "a preset of what is null among episodes, seed, horizon, wait, images and perturb"}
+    )
+    episodes: int | None = field(default=None, metadata={"help": f"per task; null: the protocol's, or {EPISODES}"})
+    seed: int | None = field(
+        default=None, metadata={"help": f"what initial states and the policy's noise are drawn from; null: {SEED}"}
+    )
     out: str | None = field(
         default=None, metadata={"help": "where result.json and videos go; RUN/eval if null, with shard=2/8 RUN/eval/2-of-8"}
     )
@@ -50,8 +57,13 @@ class Settings:
         default=None, metadata={"help": "carry out means over all plans at hand, weights exp(-ensemble i), oldest first"}
     )
     pin: bool = field(default=False, metadata={"help": "plans begin with what is carried out meanwhile"})
-    horizon: int | None = field(default=None, metadata={"help": "most steps of an episode; null: the simulator's own"})
-    video: int = field(default=0, metadata={"help": "episodes of each task to record"})
+    horizon: int | None = field(
+        default=None, metadata={"help": "most steps of an episode; null: the protocol's, or the simulator's own"}
+    )
+    wait: int | None = field(default=None, metadata={"help": "steps that pass before the policy sees anything; null: 0"})
+    images: str | None = field(default=None, metadata={"help": f"how they are turned: {', '.join(TURNS)}; null: {UPRIGHT}"})
+    perturb: str | None = field(default=None, metadata={"help": "such as camera:0.05,lighting:0.5; null: nothing"})
+    video: int = field(default=0, metadata={"help": "films of so many successes and so many failures of each task"})
     data: str | None = field(default=None, metadata={"help": "demonstrations; a note says if initial states occur in them"})
     ema: bool = field(default=True, metadata={"help": "use the averaged weights"})
     frame: str | None = field(default=None, metadata={"help": FRAME})
@@ -71,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
         UsageError: a key or a value that doesn't exist.
         KinoiseError: no checkpoint, a policy that doesn't fit the environment, a simulator that can't be built.
     """
-    settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices={"env": envs.choices})
+    choices = {"env": envs.choices, "protocol": lambda: ", ".join(PRESETS)}
+    settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices=choices)
     part = "" if settings.shard is None else str(Shard.parse(settings.shard)).replace("/", "-of-")
     out = Path(settings.out or Path(settings.run) / "eval" / part)
     console = Console()
@@ -88,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
     result = evaluate(
         policy,
         settings.env,
+        protocol=settings.protocol,
         episodes=settings.episodes,
         seed=settings.seed,
         execute=settings.execute,
@@ -95,6 +109,9 @@ def main(argv: Sequence[str]) -> int:
         ensemble=settings.ensemble,
         pin=settings.pin,
         horizon=settings.horizon,
+        wait=settings.wait,
+        images=settings.images,
+        perturb=settings.perturb,
         checkpoint=checkpoint,
         ema=settings.ema,
         out=out,
@@ -123,6 +140,17 @@ def show(result: dict[str, Any], console: Console) -> None:
         span = f"{row['low']:.3f} to {row['high']:.3f}"
         table.add_row(name, f"{row['rate']:.3f}", span, str(row["n"]), str(row["errors"] or ""))
     console.print(table)
+    played = result["protocol"]
+    if played["name"].partition(",")[0] in PRESETS:
+        console.print(f"protocol {played['name']}", highlight=False, soft_wrap=True)
+    if played["images"] != UPRIGHT and any(item["kind"] == "image" for item in result["observed"].values()):
+        console.print(
+            f"images were shown {played['images']}, as {played['name']} has them; those of kinoise collect are upright: if the "
+            f"policy learnt from these, evaluate it with images=upright",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
     failed = [item for item in result["episodes"] if item["error"]]
     for item in failed:
         console.print(f"error in {item['task']} {item['index']}: {item['error']}", style="red", markup=False, soft_wrap=True)
@@ -134,6 +162,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             markup=False,
             soft_wrap=True,
         )
+    for item in result.get("unfilmed", ()):
+        console.print(f"no video of {item['task']} {item['index']}: {item['why']}", style="red", markup=False, soft_wrap=True)
     if "latency" in result:
         delays, moved = result["latency"]["delays"], result["motion"]
         console.print(

@@ -81,6 +81,15 @@ class Series:
     mark: Literal["line", "dots", "points"] = "line"
 
 
+class Lane(NamedTuple):
+    """Values by step, drawn from `low` to `high`; what lies beyond is drawn at the border."""
+
+    name: str
+    values: Sequence[Number]
+    low: Number
+    high: Number
+
+
 class Bin(NamedTuple):
     x: Number
     mean: Number
@@ -127,6 +136,32 @@ def lines(series: Sequence[Series], label: str, *, x: str, log: bool = False, ze
     across = Axis.around([point[0] for item in series for point in item.points], label=x)
     up = Axis.around([point[1] for item in series for point in item.points], log=log, zero=zero)
     return _frame(across, up, "".join(_curve(item, across, up, f"c{index % 3}") for index, item in enumerate(series)), label)
+
+
+def lanes(rows: Sequence[Lane], label: str, *, x: str, marks: Sequence[Number] = ()) -> Markup:
+    """Values by step, a lane for each, one above the other over a shared x; `marks` are steps to point out.
+
+    Args:
+        rows: at least one, with as many values each, at least one.
+    """
+    steps = len(rows[0].values)
+    across = Axis(0, max(steps - 1, 1), label=x, whole=True)
+    high = (HEIGHT - TOP - BOTTOM) / len(rows)
+    body = "".join(
+        f'<line class="join" x1="{px:.1f}" x2="{px:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        for px in (LEFT + across(mark) * (WIDTH - LEFT - RIGHT) for mark in marks)
+    )
+    for index, row in enumerate(rows):
+        up, top = Axis(row.low, row.high), TOP + index * high
+        places = [
+            (LEFT + across(step) * (WIDTH - LEFT - RIGHT), top + high * (0.92 - 0.84 * min(max(up(value), 0.0), 1.0)))
+            for step, value in enumerate(row.values)
+        ]
+        middle = top + high / 2
+        body += f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{middle:.1f}" y2="{middle:.1f}"/>'
+        body += f'<text x="{LEFT - 7}" y="{middle + 4:.1f}" text-anchor="end">{escape(row.name)}</text>'
+        body += f'<path class="lane e{index % 8}" d="{_path(places)}"/>'
+    return _frame(across, None, body, label)
 
 
 def areas(
@@ -199,17 +234,18 @@ def _bars(across: Axis, heights: Mapping[Number, int], width: Number, label: str
     return _frame(across, up, body, label)
 
 
-def _frame(across: Axis, up: Axis, body: str, label: str) -> Markup:
+def _frame(across: Axis, up: Axis | None, body: str, label: str) -> Markup:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
-    for value in up.ticks():
-        y = _place(across, up, across.low, value)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
+    if up is not None:
+        for value in up.ticks():
+            y = _place(across, up, across.low, value)[1]
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{number(value)}</text>')
     parts.append(body)
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     for value in across.ticks(5):
-        x = _place(across, up, value, up.low)[0]
+        x = LEFT + across(value) * (right - LEFT)
         anchor = "end" if x > right - 8 else "middle"
         parts.append(f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="{anchor}">{number(value)}</text>')
     parts.append(f'<text class="name" x="{right}" y="{HEIGHT - 3}" text-anchor="end">{escape(across.label)}</text>')

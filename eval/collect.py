@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     lengths: dict[str, list[int]] = {task: [] for task in tasks}
     store = folder.path / "store"
     shutil.rmtree(store, ignore_errors=True)
-    write_store(store, env.spec, _episodes(ledgers, folder, lengths))
+    write_store(store, env.spec, _episodes(ledgers, folder, lengths), meta=env.meta())
     env.close()
     _install(store, out)
     shutil.rmtree(folder.path, ignore_errors=True)

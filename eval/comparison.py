@@ -17,6 +17,7 @@ from ..config import flat
 from ..provenance import origin
 from ..spec import KinoiseError
 from .metrics import compare_paired, holm
+from .presets import FOLLOWING, as_settings
 from .sources import RESULT, Each, read_record
 
 CONFIDENCE = 0.95
@@ -148,8 +149,9 @@ def _check_protocols(a: Evaluation, b: Evaluation) -> None:
             texts += [f"tasks only in {name}: {', '.join(items)}" for name, items in alone if items]
         else:
             texts.append(f"{key} {one.get(key, 'absent')} in A, {other.get(key, 'absent')} in B")
-    settings = " ".join(f"{key}={one[key]}" for key in ("env", "episodes", "seed", "horizon"))
-    explained = {"env", "episodes", "seed", "horizon"} & {*differ}
+    wanted = as_settings(one)
+    settings = " ".join(f"{key}={value}" for key, value in wanted.items() if value is not None)
+    explained = {*wanted, *FOLLOWING} & {*differ}
     alike = explained and {*differ} <= {*explained, "hash", *(["tasks"] if "env" in explained else [])}
     checkpoint = b.record["policy"]["checkpoint"] or "RUN"
     raise KinoiseError(

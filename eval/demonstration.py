@@ -52,8 +52,9 @@ def play(env: Env, recipe: Recipe, index: int) -> Episode:
     lead back to it (DART: Laskey et al. 2017, "Noise Injection for Robust Imitation Learning").
     """
     seed = episode_seed(recipe.seed, env.task, index)
-    gen, expert, bounds = np.random.default_rng([seed, 1]), env.expert(), (env.spec.action.low, env.spec.action.high)
+    gen, bounds = np.random.default_rng([seed, 1]), (env.spec.action.low, env.spec.action.high)
     observation, _ = env.reset(seed=seed)
+    expert = env.expert()
     observations, actions, success, end = [], [], False, env.horizon
     while len(actions) < end:
         action = expert.act(observation)

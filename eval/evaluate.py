@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,21 +15,23 @@ from typing import Any
 import torch
 
 from .. import envs
-from ..config import UsageError, check_seed
+from ..config import UsageError
 from ..data import open_store
 from ..files import new_directory, output_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
 from ..policies.checkpoint import identity
 from ..spec import KinoiseError, Spec
+from .films import film
 from .latency import MEASURED, Late, Latency, parse_latency, samples
 from .ledger import LEDGER, Conditions, Entry, Key, Ledger, read_ledger
 from .player import Player
+from .presets import Wanted, check_perturbations
 from .progress import EpisodeProgress
-from .protocol import EvaluationProtocol, Shard
+from .protocol import Shard
 from .result import VIDEOS, Planning, account, overlap
 from .rollout import SLOTS, Rollout, look
-from .slot import Job, Make, Simulator, Terms
+from .slot import Job, Make, Simulator
 from .stopwatch import Stopwatch, batch1
 from .until import Until
 from .workers import Workers
@@ -42,13 +44,17 @@ def evaluate(
     policy: Policy,
     env: str,
     *,
-    episodes: int,
-    seed: int,
+    protocol: str | None = None,
+    episodes: int | None = None,
+    seed: int | None = None,
     execute: int | None = None,
     latency: float | str = 0.0,
     ensemble: float | None = None,
     pin: bool = False,
     horizon: int | None = None,
+    wait: int | None = None,
+    images: str | None = None,
+    perturb: str | None = None,
     checkpoint: Path | None = None,
     ema: bool = True,
     out: Path | None = None,
@@ -63,26 +69,31 @@ def evaluate(
     make: Make | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Plays `episodes` episodes of each task and says how many succeeded.
+    """Plays episodes of each task and says how many succeeded.
 
     The same arguments give the same episodes; `workers` changes only the speed.
 
     Args:
         policy: plans for all the slots that need it in one batch.
         env: a suite or a task, see `envs.tasks`.
+        protocol: a name of `PRESETS`, which gives the values of those of `episodes`, `seed`, `horizon`, `wait`, `images` and
+            `perturb` that are None; without one they are 10, 1000, the simulator's own, 0, "upright" and "".
+        episodes: of each task.
         seed: initial states and the policy's randomness are drawn from it, each episode's apart from all others.
         execute: actions of each plan that are carried out; the policy's own if None.
         latency: seconds of the simulator's time that a plan takes, rounded up to steps, or a distribution of them, see
             `parse_latency`; meanwhile it goes on with the plan before. An episode's first plan is waited for.
         ensemble: carries out means over all plans at hand, see `Timeline`; None: the newest plan.
         pin: whether plans begin with what is carried out until they are there, or will be in 95 of 100 cases.
-        horizon: steps after which an episode has failed; the simulator's own if None.
+        horizon: steps after which an episode has failed.
+        wait, images, perturb: see `EvaluationProtocol`; `perturb` as text, such as "camera:0.05,lighting:0.5".
         checkpoint: the policy's directory, named in the result; None if it was never saved.
         ema: whether the policy has that checkpoint's averaged weights.
         out: where result.json, episodes.jsonl and videos go; nothing is written if None.
-        video: how many episodes of each task are recorded, in `out`.
+        video: of how many episodes of each task that succeeded, and of how many that failed, there will be a video in `out`.
+            They are played once more for it, from the actions that were carried out.
         data: a store of demonstrations; the result counts the episodes that began as one of them did.
-        resume: play only what `out` lacks; an episode whose video is asked for is played again.
+        resume: play only what `out` lacks.
         shard: "2/8" plays the second of eight parts.
         until: stops early, see `Until`.
         workers: processes for the simulators; as many as there are cores if None.
@@ -96,13 +107,13 @@ def evaluate(
 
     Raises:
         SpecMismatch: before any episode, when the policy sees or commands something else than the simulator offers.
-        UsageError: unfit numbers.
+        UsageError: unfit numbers; a protocol for other tasks, a perturbation that the simulator lacks.
         KinoiseError: unknown env, a simulator that can't be built; other settings than those that `out` was begun with.
     """
     begin = time.perf_counter()
-    check_seed(seed)
+    wanted = Wanted(protocol, episodes, horizon, seed, wait, images, perturb)
     execute = policy.config.execute if execute is None else execute
-    _check(policy, execute, video, out, episodes=episodes, horizon=horizon, workers=workers, slots=slots, threads=threads)
+    _check(policy, execute, video, out, workers=workers, slots=slots, threads=threads)
     if ensemble is not None and not (0 <= ensemble < math.inf and not pin):
         raise UsageError(f"ensemble={ensemble}, pin={pin}: expected at least 0, and no pin: what it keeps is not carried out")
     drawn, own = parse_latency(latency), None if shard is None else Shard.parse(shard)
@@ -114,15 +125,17 @@ def evaluate(
         _late(policy, drawn, execute)
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
+    envs.check_recorded(tasks, policy.recorded)
+    strengths = wanted.strengths(wanted.preset(tasks))
+    check_perturbations(strengths, tasks)
+    make_seen = make or envs.showing(policy.spec, strengths)
     workers = workers or len(os.sched_getaffinity(0))
-    with _staging(out, video) as films, Workers(make or envs.showing(policy.spec), workers) as pool, _torch_threads(threads):
+    with _staging(out, video) as films, Workers(make_seen, workers) as pool, _torch_threads(threads):
         found = _fitting(pool, make or envs.make, tasks[0], policy.spec, video > 0)
-        protocol = EvaluationProtocol(env, tasks, episodes, horizon or found.horizon, seed)
-        terms = Terms(policy.config.history, tuple(policy.spec.observations), protocol.horizon)
-        keys = protocol.episode_seeds()
-        jobs = [Job(*key, terms) for key in (keys if own is None else own.deal(keys))]
-        if films is not None:
-            jobs = [replace(job, film=films / film_name(job)) if job.index < video else job for job in jobs]
+        played_by = wanted.resolve(env, tasks, found, _size(policy.spec))
+        history = policy.config.history
+        jobs = played_by.jobs(history, tuple(policy.spec.observations))
+        jobs = jobs if own is None else own.deal(jobs)
         warm = policy.config.decode.warm < 1
         late = _late(policy, drawn or _measured(policy, pool, jobs[0], execute, warm, pin), execute)
         decode = {
@@ -135,24 +148,30 @@ def evaluate(
             "pin": pin,
         }
         which = identity(policy, checkpoint, ema)
-        conditions = Conditions(protocol, which, decode, late.latency, policy.spec, terms, own and str(own))
-        kept = _kept(before, conditions, jobs, out)
-        enough = None if until is None else Until(until, protocol)
+        conditions = Conditions(played_by, which, decode, late.latency, policy.spec, history, own and str(own))
+        kept = _kept(before, conditions, out)
+        enough = None if until is None else Until(until, played_by)
         actor, player = Stopwatch(policy), Player(pool, Ledger(out and out / LEDGER, conditions, kept), enough)
         how = {"execute": execute, "slots": slots, "carry": warm, "late": late, "pin": pin, "ensemble": ensemble}
         with EpisodeProgress(len(jobs), shown=progress) as bar:
             played = player.play(jobs, kept, actor, bar, how)
+        entries = [item for item in [*kept, *played] if enough is None or enough.counts(item.outcome)]
+        unfilmed = []
+        if films is not None:
+            entries, unfilmed = film(pool, entries, video, films, slots)
         alone = batch1(policy, actor.last, BATCH1_PLANS, BATCH1_SECONDS)
-    entries = [item for item in [*kept, *played] if enough is None or enough.counts(item.outcome)]
+    carried_out = {"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device)}
     result = account(
         conditions,
         entries,
         Planning(actor.seconds, actor.batch, (), alone),
         rollout_s=player.seconds,
         wall_s=time.perf_counter() - begin,
-        rollout={"workers": workers, "slots": slots, "threads": threads, "device": str(policy.device), "resumed": len(kept)},
+        rollout={**carried_out, "resumed": len(kept), "repeated": player.repeated},
         steps=sum(item.outcome.steps for item in played),
     )
+    if unfilmed:
+        result["unfilmed"] = unfilmed
     if enough is not None:
         result["stopped"] = enough.to_json()
     if demonstrations is not None:
@@ -161,10 +180,6 @@ def evaluate(
     if out is not None:
         write_json(out / "result.json", result)
     return result
-
-
-def film_name(job: Job) -> str:
-    return f"{job.task.replace('/', '-')}-{job.index}.mp4"
 
 
 def _check(policy: Policy, execute: int, video: int, out: Path | None, **positive: int | None) -> None:
@@ -188,9 +203,7 @@ def _check_parts(own: Shard | None, resume: bool, until: float | None, *, measur
         )
 
 
-def _kept(
-    before: tuple[Conditions, dict[Key, Entry]] | None, conditions: Conditions, jobs: Sequence[Job], out: Path | None
-) -> list[Entry]:
+def _kept(before: tuple[Conditions, dict[Key, Entry]] | None, conditions: Conditions, out: Path | None) -> list[Entry]:
     """What need not be played again. Raises KinoiseError with every difference from what `out` was begun with."""
     if before is None:
         return []
@@ -201,8 +214,7 @@ def _kept(
             f"{out}: its episodes were played with other settings (then against now): {'; '.join(differences)}. Go on with "
             f"the same, or leave out resume=true to begin anew."
         )
-    filmed = {(job.task, job.index) for job in jobs if job.film is not None}
-    return [entry for key, entry in entries.items() if key not in filmed]
+    return list(entries.values())
 
 
 def longest_delay(execute: int, chunk: int) -> int:
@@ -225,7 +237,7 @@ def _late(policy: Policy, latency: Latency, execute: int) -> Late:
 
 def _measured(policy: Policy, pool: Workers, job: Job, execute: int, warm: bool, pin: bool) -> Latency:
     """The seconds that this policy's replans take here for one observation, the second that the first episode asks about."""
-    first = replace(job, terms=replace(job.terms, horizon=min(execute + 1, job.terms.horizon)), film=None)
+    first = replace(job, terms=replace(job.terms, horizon=min(execute + 1, job.terms.horizon)))
     actor = Stopwatch(policy)
     for outcome in Rollout(pool, [first], execute=execute, carry=warm or pin).run(actor):
         if actor.last is None:
@@ -252,6 +264,11 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
         raise KinoiseError("; ".join([str(error), *differences])) from error
     spec.require(found.spec.select(spec.observations), names)
     return found
+
+
+def _size(spec: Spec) -> int | None:
+    """Of the images that a policy looks at, whose sizes are one and the same; None without any."""
+    return next((item.shape[0] for item in spec.observations.values() if item.kind == "image"), None)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..provenance import commit
 from ..spec import KinoiseError, Spec
 from .latency import Latency
 from .protocol import EvaluationProtocol
-from .slot import Job, Outcome, Terms
+from .slot import Job, Outcome
 from .timeline import Carried
 
 LEDGER = "episodes.jsonl"
@@ -51,7 +51,7 @@ class Conditions:
         decode: what `result.json` says under this key.
         latency: what delays are drawn from.
         spec: the policy's.
-        terms: the episodes'.
+        history: steps that the policy observes.
         shard: which part of the episodes, as it was asked for; None: all.
         code: kinoise's version and commit.
     """
@@ -61,13 +61,13 @@ class Conditions:
     decode: dict[str, Any]
     latency: Latency
     spec: Spec
-    terms: Terms
+    history: int
     shard: str | None = None
     code: dict[str, str | None] = field(default_factory=lambda: {"kinoise": __version__, "commit": commit()})
 
     def jobs(self) -> dict[Key, Job]:
         """All episodes of the protocol, whatever the shard."""
-        return {(task, index): Job(task, index, seed, self.terms) for task, index, seed in self.protocol.episode_seeds()}
+        return {(job.task, job.index): job for job in self.protocol.jobs(self.history, tuple(self.spec.observations))}
 
     def differences(self, other: Conditions, *besides: str) -> list[str]:
         """Each point at which `other` differs, but for the checkpoint's place and `besides`; empty when episodes compare."""
@@ -82,17 +82,15 @@ class Conditions:
     def to_json(self) -> dict[str, Any]:
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         own = {"protocol": self.protocol.to_json(), "spec": self.spec.to_json()}
-        return {**plain, **own, "latency": asdict(self.latency), "terms": asdict(self.terms)}
+        return {**plain, **own, "latency": asdict(self.latency)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Conditions:
         """Raises KeyError, TypeError or KinoiseError when `value` is something else."""
-        protocol = {key: item for key, item in value["protocol"].items() if key != "hash"}
         own = {
-            "protocol": EvaluationProtocol(**{**protocol, "tasks": tuple(protocol["tasks"])}),
+            "protocol": EvaluationProtocol.from_json(value["protocol"]),
             "latency": Latency(**{**value["latency"], "values": tuple(value["latency"]["values"])}),
             "spec": Spec.from_json(value["spec"]),
-            "terms": Terms(**{**value["terms"], "keys": tuple(value["terms"]["keys"])}),
         }
         return cls(**{**value, **own})
 

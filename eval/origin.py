@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..policies.decode import DecodeChanges
+from .presets import as_settings
 from .sections import Record
 from .sources import Parts
 
@@ -40,7 +41,7 @@ def commands(parts: Parts, policy: str, out: Path) -> dict[str, str]:
         out: where the page lies.
 
     Returns:
-        train, eval, video (eval with a film of each task), control, report, and where an episode failed, again: which
+        train, eval, video (eval with films of each task), control, report, and where an episode failed, again: which
         replays the first of them.
     """
     weights, played = _evaluation(parts)
@@ -63,7 +64,7 @@ def commands(parts: Parts, policy: str, out: Path) -> dict[str, str]:
     if lost:
         upto = lost["index"] + 1
         made["again"] = _command(
-            "eval", weights, {**played, "env": lost["task"], "episodes": upto, "video": upto, "out": "replay"}
+            "eval", weights, {**played, "env": lost["task"], "episodes": upto, "video": 1, "out": "replay"}
         )
     return made
 
@@ -73,7 +74,7 @@ def _evaluation(parts: Parts) -> tuple[Path | str, dict[str, Any]]:
     if not parts.result:
         return parts.run, EVALUATION
     protocol, decode, used = parts.result["protocol"], parts.result["decode"], parts.result["policy"]
-    played = {key: protocol[key] for key in ("env", "episodes", "seed", "horizon")}
+    played = as_settings(protocol)
     played |= _decoding(decode)
     played |= {key: decode[key] for key in ("latency", "ensemble", "pin") if decode.get(key) not in (None, "0", False)}
     if used["sha256"] == parts.last != parts.averaged:

@@ -30,6 +30,8 @@ class Player:
         self._pool, self._ledger, self._until = pool, ledger, until
         self.seconds = 0.0
         """From the first reset to the last episode's end, without the building of simulators."""
+        self.repeated = 0
+        """How often an episode was begun again, for its process had died."""
 
     def play(
         self, jobs: Sequence[Job], kept: Sequence[Entry], actor: Actor, bar: EpisodeProgress, how: Mapping[str, Any]
@@ -53,6 +55,7 @@ class Player:
                 if self._enough:
                     break
             self.seconds += time.perf_counter() - started
+            self.repeated += rollout.repeated
         return played
 
     def _note(self, entry: Entry) -> None:

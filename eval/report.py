@@ -18,7 +18,7 @@ from ..config import UsageError, parse
 from ..files import write_text
 from ..policies.checkpoint import load_policy
 from ..spec import KinoiseError
-from . import sections, timing
+from . import plans, sections, timing
 from .charts import whisker
 from .origin import commands, provenance
 from .sources import read_checks, read_metrics, read_parts
@@ -35,7 +35,7 @@ class Settings:
     eval: str | None = field(default=None, metadata={"help": "what kinoise eval wrote; RUN/eval where it exists"})
     control: str | None = field(default=None, metadata={"help": "what kinoise control wrote; RUN/control where it exists"})
     out: str | None = field(default=None, metadata={"help": "the page; RUN/report.html if null"})
-    videos: int = field(default=40, metadata={"help": "rollout videos embedded at most: the tasks by turns, failures first"})
+    videos: int = field(default=40, metadata={"help": "rollout videos embedded at most: failures and successes by turns"})
 
     def __post_init__(self) -> None:
         if self.videos < 0:
@@ -68,6 +68,7 @@ def render(run: Path, evaluation: Path | None, control: Path | None, out: Path, 
     parts = read_parts(run, evaluation, control)
     policy, result, loop = load_policy(parts.checkpoint), parts.result, parts.loop
     films, recorded = sections.films(evaluation, result, videos)
+    played = plans.read_played(evaluation, result)
     page = Environment(autoescape=True, undefined=StrictUndefined)
     page.filters.update(percent=percent, number=number)
     return page.from_string(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).render(
@@ -80,10 +81,13 @@ def render(run: Path, evaluation: Path | None, control: Path | None, out: Path, 
         tasks=sections.tasks(result),
         failures=sections.failures(result),
         protocol=sections.protocol(result),
+        terms=sections.terms(result),
         overlap=sections.overlap(result),
         whisker=whisker,
         films=films,
         recorded=recorded,
+        traces=plans.traces(played, result),
+        costs=plans.costs(result, played),
         timings=timing.timings(result, loop),
         control=timing.control(control, loop),
         training=sections.training(read_metrics(run / "metrics.jsonl"), parts.train, read_checks(run / "evaluations")),

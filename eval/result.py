@@ -146,6 +146,8 @@ def account(
         rollout=rollout,
         steps=steps,
     )
+    seen = conditions.spec.observations
+    result["observed"] = {key: {"kind": item.kind, "shape": list(item.shape)} for key, item in seen.items()}
     result["motion"] = motion(conditions.spec, carried)
     latency = conditions.latency
     if conditions.decode["delay"] or latency.kind != CONSTANT:

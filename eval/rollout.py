@@ -6,7 +6,7 @@ waits. The groups take turns whatever the timing, so which observations share a 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,6 +24,8 @@ from .workers import Orders, Report, WorkerDied, Workers
 
 GROUPS = 2
 SLOTS = 20
+STRIKES = 3
+"""Episodes under which a process dies so often are given up: an accident doesn't come back, a simulator's bug does."""
 
 
 @runtime_checkable
@@ -56,7 +58,10 @@ def look(workers: Workers, task: str, render: bool = False) -> Simulator:
 
 
 class Rollout:
-    """Plays every job once.
+    """Plays every job once, and once more those that were under way in a process that died.
+
+    Initial states and plans' randomness are drawn from the episode's seed, so a repeated episode is the episode that was lost.
+    The one that the process was working on is given up when that has happened STRIKES times.
 
     Args:
         workers: the processes; they may have served other rollouts, whose simulators are used again where they fit.
@@ -87,6 +92,9 @@ class Rollout:
         """What the actor's plans came to, of each episode that it planned for, in the order of the outcomes."""
         self._schedule = Schedule(jobs, slots)
         self._running: dict[int, Job] = {}
+        self._strikes: Counter[int] = Counter()
+        self.repeated = 0
+        """How often an episode was begun again, for its process had died."""
         self._asked: dict[int, list[int]] = {}
         self._generators: dict[int, torch.Generator] = {}
         self._timelines: dict[int, Timeline] = {}
@@ -120,10 +128,10 @@ class Rollout:
                 turns.append(group)
         while turns:
             group = turns.popleft()
-            ended, reports = self._receive(group)
+            ended, again, reports = self._receive(group)
             following = [(slot, self._schedule.next(slot)) for slot in sorted(ended)]
             actions = self._plan(actor, reports)
-            start = {slot: job for slot, job in following if job is not None}
+            start = again | {slot: job for slot, job in following if job is not None}
             if actions or start:
                 self._send(group, actions, start)
                 turns.append(group)
@@ -144,24 +152,35 @@ class Rollout:
                 ),
             )
 
-    def _receive(self, group: int) -> tuple[dict[int, Outcome], list[Report]]:
+    def _receive(self, group: int) -> tuple[dict[int, Outcome], dict[int, Job], list[Report]]:
+        """Outcomes of what has ended, by slot; what has to be begun again; and the reports of the others."""
         ended: dict[int, Outcome] = {}
+        again: dict[int, Job] = {}
         reports = []
         for worker in self._asked[group]:
             try:
                 report = self._workers.receive(worker)
                 ended |= report.ended
                 reports.append(report)
+                lost = report.lost
+                struck = list(lost)
             except WorkerDied as error:
-                lost = [slot for slot in self._running if slot % GROUPS == group and _worker(self._workers, slot) == worker]
-                ended |= {slot: Outcome(self._running[slot], error=str(error)) for slot in lost}
+                ours = [slot for slot in self._running if slot % GROUPS == group and _worker(self._workers, slot) == worker]
+                lost = dict.fromkeys(ours, str(error))
+                struck = ours if error.at is None else [slot for slot in ours if slot == error.at]
+            self._strikes.update(struck)
+            given_up = [slot for slot in struck if self._strikes[slot] >= STRIKES]
+            ended |= {slot: Outcome(self._running[slot], error=lost[slot]) for slot in given_up}
+            again |= {slot: self._running[slot] for slot in lost if slot not in given_up}
         for slot in sorted(ended):
             self._end(slot, ended[slot])
-        return ended, reports
+        self.repeated += len(again)
+        return ended, again, reports
 
     def _end(self, slot: int, outcome: Outcome) -> None:
         """Clears the slot; notes what was carried out of plans."""
         del self._running[slot]
+        del self._strikes[slot]
         self._generators.pop(slot)
         timeline = self._timelines.pop(slot)
         if outcome.job.driver is None:

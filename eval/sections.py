@@ -14,6 +14,7 @@ from ..config import flat
 from ..policies import Policy
 from . import charts
 from .charts import Axis, Series
+from .slot import UPRIGHT
 from .sources import Parts, Video, read_video
 from .text import SPACE, Number, count, duration, number, percent, short
 
@@ -72,6 +73,29 @@ def notices(parts: Parts) -> list[str]:
                 f"{used['checkpoint']} (sha256 {used['sha256'][:12]})" if used["sha256"] else "weights that were never saved"
             )
             lines.append(f"The {name} did not use this run's newest checkpoint, but {which}.")
+    return [*lines, *_whole(parts.result)]
+
+
+def _whole(result: Record | None) -> list[str]:
+    """Whether these are all episodes of the protocol, and if not, why."""
+    if not result:
+        return []
+    protocol, found = result["protocol"], result["success"]["n"]
+    asked = protocol["episodes"] * len(protocol.get("tasks", result["tasks"]))
+    if "shard" in result:
+        return [
+            f"This is shard {result['shard']}: {found} of {count(asked, 'episode')}. kinoise merge puts the shards together."
+        ]
+    lines = [f"Only {found} of {count(asked, 'episode')} are here."] if found < asked else []
+    if "stopped" in result:
+        stopped = result["stopped"]
+        width = f"half the interval's width is {percent(stopped['half_width'])} points"
+        if stopped["reached"] and found < asked:
+            rounds = f"after {count(stopped['rounds'], 'episode')} of {protocol['episodes']} of each task"
+            text = f"Stopped early by until={stopped['until']:g}, {rounds}: {width}. It covers a little less than 95 %."
+            return [text]
+        if not stopped["reached"]:
+            lines.append(f"until={stopped['until']:g} was not reached: {width}.")
     return lines
 
 
@@ -143,7 +167,21 @@ def protocol(result: Record | None) -> str:
         return ""
     item = result["protocol"]
     counted = f"{count(len(result['tasks']), 'task')} × {count(item['episodes'], 'episode')}"
-    return f"{item['name']} · {item['env']} · {counted} · horizon {item['horizon']} · seed {item['seed']} · hash {item['hash']}"
+    steps = item["horizon"]
+    steps = steps if isinstance(steps, int) else f"{min(steps.values())} to {max(steps.values())}"
+    others = [f"wait {item['wait']}"] if item.get("wait") else []
+    others += [f"images {item['images']}"] if item.get("images", UPRIGHT) != UPRIGHT else []
+    others += [f"{kind} {strength:g}" for kind, strength in item.get("perturb", {}).items()]
+    parts = [item["name"], item["env"], counted, f"horizon {steps}", *others, f"seed {item['seed']}", f"hash {item['hash']}"]
+    return " · ".join(parts)
+
+
+def terms(result: Record | None) -> list[tuple[str, str]]:
+    """Every value of the protocol but the tasks, by name."""
+    if not result:
+        return []
+    item = result["protocol"]
+    return [(key, json.dumps(value) if not isinstance(value, str) else value) for key, value in item.items() if key != "tasks"]
 
 
 def overlap(result: Record | None) -> str:
@@ -158,24 +196,28 @@ def overlap(result: Record | None) -> str:
 
 
 def films(evaluation: Path | None, result: Record | None, most: int) -> tuple[list[Film], int]:
-    """At most `most` videos, and how many there are: the tasks take turns, each with its failures first.
+    """At most `most` videos, and how many there are: failures and successes take turns, and among each of them the tasks.
 
     Raises KinoiseError for a video that is named in the result and can't be read.
     """
     if not evaluation or not result:
         return [], 0
-    queues: dict[str, list[Record]] = {}
+    queues: dict[bool, dict[str, list[Record]]] = {False: {}, True: {}}
     for episode in result["episodes"]:
         if episode.get("video"):
-            queues.setdefault(episode["task"], []).append(episode)
-    for queue in queues.values():
-        queue.sort(key=lambda item: (item["success"], item["index"]))
-    turns = [item for item in chain.from_iterable(zip_longest(*queues.values())) if item is not None]
+            queues[episode["success"]].setdefault(episode["task"], []).append(episode)
+    lost, won = (_by_turns(list(by_task.values())) for by_task in queues.values())
+    turns = _by_turns([lost, won])
     shown = [
         Film(read_video(evaluation / item["video"]), short(item["task"]), _outcome(item), item["success"])
         for item in turns[:most]
     ]
     return shown, len(turns)
+
+
+def _by_turns(queues: Sequence[Sequence[Record]]) -> list[Record]:
+    """One of each, then the next of each, until all are there."""
+    return [item for item in chain.from_iterable(zip_longest(*queues)) if item is not None]
 
 
 def training(records: Sequence[Record], train: Record | None, checks: Sequence[tuple[int, Number]]) -> dict[str, Any] | None:

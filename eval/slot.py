@@ -13,11 +13,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from ..envs.base import Env, Values
+from ..envs.base import Env, EnvLost, Values
 from ..spec import KinoiseError, Spec
 from .video import Film
 
 FRAMES_PER_SECOND = 20.0
+
+# How images are shown to the policy. LIBERO's own come upside down; turned by 180 degrees, as many projects turn them, they are
+# upright and mirrored.
+UPRIGHT, MIRRORED, UPSIDE_DOWN = "upright", "mirrored", "upside_down"
+TURNS: dict[str, tuple[slice, ...]] = {
+    UPRIGHT: (),
+    MIRRORED: (slice(None), slice(None, None, -1)),
+    UPSIDE_DOWN: (slice(None, None, -1),),
+}
+"""What has to be done to an upright image, `[height, width, 3]`."""
 
 Make = Callable[..., Env]  # (task, *, render: bool) -> Env
 
@@ -44,11 +54,23 @@ class ReplayDriver:
 
 @dataclass(frozen=True)
 class Terms:
-    """What the episodes of one evaluation share: steps of history and keys that are observed, and the most steps taken."""
+    """What the episodes of a task share in one evaluation.
+
+    Args:
+        history: steps that are observed.
+        keys: of what is observed.
+        horizon: the most steps taken.
+        wait: steps of `idle` that come before the first observation, and don't count.
+        idle: an action.
+        images: how they are turned, a key of TURNS.
+    """
 
     history: int
     keys: tuple[str, ...]
     horizon: int
+    wait: int = 0
+    idle: tuple[float, ...] = ()
+    images: str = UPRIGHT
 
 
 @dataclass(frozen=True)
@@ -76,10 +98,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Simulator:
-    """What a simulator says of itself once it is built."""
+    """What a simulator says of itself once it is built.
+
+    Args:
+        spec: what it shows and takes.
+        horizon: most steps of an episode, unless another number is asked for.
+        stored: how many initial states it has stored.
+        idle: the action that leaves everything as it is; None where there is none.
+    """
 
     spec: Spec
     horizon: int
+    stored: int = 0
+    idle: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,24 +161,34 @@ class Slot:
             self.close()
             env = self._env = self._make(task, render=render)
             self._built = (task, render)
-        return Simulator(env.spec, env.horizon)
+        try:
+            idle = tuple(float(item) for item in env.idle_action())
+        except KinoiseError:
+            idle = None
+        return Simulator(env.spec, env.horizon, env.stored, idle)
 
     def begin(self, job: Job) -> Outcome | None:
-        """Resets for `job`; with a driver, plays it to its end."""
+        """Resets for `job`; with a driver, plays it to its end. Raises EnvLost; then the job can be begun again."""
         try:
             self.build(job.task, job.film is not None)
             assert self._env is not None
             self._episode = _Episode(self._env, job)
             over = self._episode.drive()
+        except EnvLost:
+            self._drop()
+            raise
         except Exception as error:
             return self._fail(job, error)
         return self._finish() if over else None
 
     def advance(self, actions: Float[np.ndarray, "execute action"]) -> Outcome | None:
-        """Carries out `actions`; the outcome, once the episode ends."""
+        """Carries out `actions`; the outcome, once the episode ends. Raises EnvLost; then the job can be begun again."""
         assert self._episode is not None
         try:
             over = any(self._episode.step(action) for action in actions)
+        except EnvLost:
+            self._drop()
+            raise
         except Exception as error:
             return self._fail(self._episode.job, error)
         return self._finish() if over else None
@@ -176,12 +217,17 @@ class Slot:
         outcome = Outcome(job, error=text)
         if self._episode is not None:
             outcome = self._episode.outcome(text)
-            self._episode.drop_film()
-        self._episode = None
+        self._drop()
         with suppress(Exception):
             self.close()
         self._env = None
         return outcome
+
+    def _drop(self) -> None:
+        """Forgets the episode."""
+        if self._episode is not None:
+            self._episode.drop_film()
+        self._episode = None
 
 
 class _Episode:
@@ -189,8 +235,12 @@ class _Episode:
         self.job = job
         self._env, self._terms = env, job.terms
         self._success, self._steps, self._total = False, 0, 0.0
-        observation, _ = env.reset(seed=job.seed)
+        env.horizon = job.terms.wait + job.terms.horizon
+        observation, _ = env.reset(seed=job.seed, options={"index": job.index})
         self._initial = env.initial()
+        for _ in range(job.terms.wait):
+            observation, *_ = env.step(np.array(job.terms.idle, np.float32))
+        self._turned = {key for key in job.terms.keys if env.spec.observations[key].kind == "image"}
         self._seen = deque([observation] * job.terms.history, maxlen=job.terms.history)
         self._kept: list[tuple[Values, np.ndarray]] = []
         self._every = max(1, round(env.spec.rate / FRAMES_PER_SECOND))
@@ -226,7 +276,10 @@ class _Episode:
         return over
 
     def observation(self) -> Values:
-        return {key: np.stack([item[key] for item in self._seen]) for key in self._terms.keys}
+        return {key: np.stack([self._shown(key, item[key]) for item in self._seen]) for key in self._terms.keys}
+
+    def _shown(self, key: str, value: np.ndarray) -> np.ndarray:
+        return value[TURNS[self._terms.images]] if key in self._turned else value
 
     def outcome(self, error: str | None = None) -> Outcome:
         arrays = {}

@@ -35,7 +35,7 @@ class Each(NamedTuple):
 RESULT = {
     "versions": dict,
     "machine": dict,
-    "protocol": {"name": str, "env": str, "episodes": int, "horizon": int, "seed": int, "hash": str},
+    "protocol": {"name": str, "env": str, "episodes": int, "horizon": (int, dict), "seed": int, "hash": str},
     "policy": POLICY,
     "decode": {"sampler": str, "steps": int, "execute": int, "chunk": int},
     "success": INTERVAL,

@@ -1,7 +1,8 @@
 """Simulators in processes of their own, each process hosting many slots.
 
 The main process sends `Orders` down a pipe and gets one `Report` back for each, in order; several may be under way, so that
-a process always has something to do. Nothing here imports torch: a process is up in about a second and stays small.
+a process always has something to do. It also notes in shared memory which slot it is working on: when it dies, that one may be
+to blame, and the others are not. Nothing here imports torch: a process is up in about a second and stays small.
 """
 
 from __future__ import annotations
@@ -12,25 +13,37 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from ctypes import c_int
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import numpy as np
 
-from ..envs.base import Values
+from ..envs.base import EnvLost, Values
 from ..spec import KinoiseError
 from .slot import Job, Make, Outcome, Simulator, Slot, describe
 
 # One thread a process: the processes are the parallelism, and two thread pools on the same cores slow each other badly.
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 PATIENCE_S = 5.0
+NOBODY = -1
 
 
 class WorkerDied(Exception):
-    """A worker process ended by itself; the message says how. Its slots are empty again, in a new process."""
+    """A worker process ended by itself or was ended; the message says how. Its slots are empty again, in a new process.
+
+    Args:
+        text: how it died.
+        at: the slot that it was working on; None when it was on none.
+    """
+
+    def __init__(self, text: str, at: int | None = None) -> None:
+        super().__init__(text)
+        self.at = at
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,7 @@ class Report:
         waiting: the slots of these orders whose episodes need actions now.
         values: their observations by key, `[len(waiting), history, ...]`.
         instructions: their instructions.
+        lost: by slot, what was said of the process that had its environment and is gone; the episode has to be begun again.
     """
 
     built: dict[int, Simulator]
@@ -65,6 +79,7 @@ class Report:
     waiting: tuple[int, ...]
     values: Values
     instructions: tuple[str, ...]
+    lost: dict[int, str] = field(default_factory=dict)
 
 
 class Workers:
@@ -113,7 +128,7 @@ class _Worker:
 
     def __init__(self, make: Make) -> None:
         self._make = make
-        self._unanswered: deque[str | None] = deque()
+        self._unanswered: deque[WorkerDied | None] = deque()
         self._start()
 
     def send(self, orders: Orders) -> None:
@@ -133,7 +148,7 @@ class _Worker:
                 if isinstance(reply, str):
                     raise KinoiseError(reply)
                 return reply
-        raise WorkerDied(died)
+        raise died
 
     def end(self, patience: float) -> None:
         self.process.join(patience)
@@ -143,17 +158,18 @@ class _Worker:
                 self.process.join(PATIENCE_S)
 
     def _start(self) -> None:
-        self.process, self.connection = start(serve, self._make, name="kinoise-simulators")
+        self._at = RawValue(c_int, NOBODY)
+        self.process, self.connection = start(serve, self._make, self._at, name="kinoise-simulators")
 
-    def _restart(self) -> str:
+    def _restart(self) -> WorkerDied:
         self.connection.close()
         self.end(PATIENCE_S)
         code = self.process.exitcode or 0
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        text = f"the simulators' process died ({cause})"
-        self._unanswered = deque(text for _ in self._unanswered)
+        died = WorkerDied(f"the simulators' process died ({cause})", None if self._at.value == NOBODY else self._at.value)
+        self._unanswered = deque(died for _ in self._unanswered)
         self._start()
-        return text
+        return died
 
 
 def start(serve: Callable[..., None], *arguments: Any, name: str) -> tuple[BaseProcess, Connection]:
@@ -188,14 +204,14 @@ def _start_conditions() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def serve(connection: Connection, make: Make) -> None:
+def serve(connection: Connection, make: Make, at: Any) -> None:
     """The worker process: answers orders until the other end of the pipe is closed, which the end of the main process does."""
     slots: dict[int, Slot] = {}
     try:
         while True:
             orders = connection.recv()
             try:
-                reply = obey(orders, slots, make)
+                reply = obey(orders, slots, make, at)
             except Exception as error:
                 reply = describe(error)
             connection.send(reply)
@@ -203,16 +219,33 @@ def serve(connection: Connection, make: Make) -> None:
         return
 
 
-def obey(orders: Orders, slots: dict[int, Slot], make: Make) -> Report:
-    """Carries out `orders` on this process's slots. Raises what building a simulator or writing a video raises."""
+def obey(orders: Orders, slots: dict[int, Slot], make: Make, at: Any) -> Report:
+    """Carries out `orders` on this process's slots. Raises what building a simulator or writing a video raises.
+
+    Args:
+        at: shared with the main process; its `value` says which slot is being worked on.
+    """
     ours = sorted({*orders.build, *orders.actions, *orders.start})
+    built: dict[int, Simulator] = {}
+    ended: dict[int, Outcome] = {}
+    lost: dict[int, str] = {}
     for slot in ours:
         slots.setdefault(slot, Slot(make))
-    built = {slot: slots[slot].build(task, render) for slot, (task, render) in orders.build.items()}
-    played = {slot: slots[slot].advance(actions) for slot, actions in orders.actions.items()}
-    played |= {slot: slots[slot].begin(job) for slot, job in orders.start.items()}
+    for slot, (task, render) in orders.build.items():
+        at.value = slot
+        built[slot] = slots[slot].build(task, render)
+    for slot in (*orders.actions, *orders.start):
+        at.value = slot
+        try:
+            begun = slot in orders.start
+            outcome = slots[slot].begin(orders.start[slot]) if begun else slots[slot].advance(orders.actions[slot])
+        except EnvLost as error:
+            lost[slot] = describe(error)
+        else:
+            if outcome is not None:
+                ended[slot] = outcome
+    at.value = NOBODY
     waiting = tuple(slot for slot in ours if slots[slot].waiting)
     seen = [slots[slot].observation() for slot in waiting]
     values = {key: np.stack([item[key] for item in seen]) for key in seen[0]} if seen else {}
-    ended = {slot: outcome for slot, outcome in played.items() if outcome is not None}
-    return Report(built, ended, waiting, values, tuple(slots[slot].instruction for slot in waiting))
+    return Report(built, ended, waiting, values, tuple(slots[slot].instruction for slot in waiting), lost)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from ..base import Env, Expert, Values, check_pictures
 from ..rendering import Renderer
 from .names import HORIZONS, SUITES, TASKS, canonical, suite_of
 from .objects import Objects, objects_feature
+from .paraphrase import paraphrase
+from .perturb import PERTURBATIONS, check_strengths
 from .scene import IDLE, Scene
 
-__all__ = ["CAMERAS", "SUITES", "TASKS", "Libero", "canonical", "make"]
+__all__ = ["CAMERAS", "PERTURBATIONS", "SUITES", "TASKS", "Libero", "canonical", "make"]
 
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "sideview", "galleryview")
 COLLISION_GEOMS = 0  # the group of what robosuite hides in pictures
@@ -23,8 +25,8 @@ VIEW, VIEW_SIZE = "agentview", 384
 RATE = 20.0
 
 
-def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> Libero:
-    return Libero(task, render=render, cameras=cameras, size=size)
+def make(task: str, *, render: bool, cameras: Sequence[str], size: int, perturb: Mapping[str, float] | None = None) -> Libero:
+    return Libero(task, render=render, cameras=cameras, size=size, perturb=perturb)
 
 
 class Libero(Env):
@@ -40,9 +42,20 @@ class Libero(Env):
     draws where the fixtures stand, within a centimetre, which no stored state says.
     """
 
-    def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
+    def __init__(
+        self,
+        task: str,
+        *,
+        render: bool = False,
+        cameras: Sequence[str] = (),
+        size: int = 84,
+        perturb: Mapping[str, float] | None = None,
+    ) -> None:
         check_pictures(cameras, size, CAMERAS)
-        self._scene = Scene(task)
+        strengths = dict(perturb or {})
+        check_strengths(strengths)
+        self._rewording = int(strengths.pop("instruction", 0))
+        self._scene = Scene(task, textured=render or bool(cameras), perturb=strengths)
         self._objects = Objects(self._scene.upstream)
         self._cameras, self._size, self._renderer = tuple(cameras), size, None
         self.render_mode = "rgb_array" if render else None
@@ -59,6 +72,8 @@ class Libero(Env):
         index = (options or {}).get("index")
         self._scene.reset(seed, None if index is None else index % self.stored)
         self._initial, self._steps = self._scene.initial(), 0
+        if self._rewording:
+            self.instruction = paraphrase(TASKS[self.task.removeprefix("libero/")], seed, self._rewording)
         return self._observation(), {}
 
     def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, dict[str, Any]]:

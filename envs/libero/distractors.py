@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from ...spec import KinoiseError
+from ..rendering import load_mujoco
 from .objects import category_of
+from .surroundings import ground, is_surface, movable
 
 PREFIX = "distractor"
 POOL = (
@@ -32,6 +35,8 @@ POOL = (
 MOST = 6
 """At once. Nothing of the POOL that a scene has is put into it; so many are left everywhere."""
 
+CROWDING = 0.5
+"""Metres by which they come nearer where there is no room, measured between the spheres around things: they seldom overlap."""
 AWAY = (0.0, 0.0, -10.0)  # under the floor
 TRIES = 200
 MARGIN, CLEARANCE = 0.15, 0.06
@@ -48,17 +53,16 @@ def crowded(kind: type[Any]) -> type[Any]:
             for name in [name for name in POOL if name not in there][:MOST]:
                 _add(self.model, name)
 
+    Crowded.__name__ = kind.__name__  # which upstream compares with the task's definition
     return Crowded
 
 
 def place_distractors(model: Any, data: Any, rng: np.random.Generator, strength: float) -> None:
     """Puts `strength` of the distractors beside the things of the task, on the table or the floor, and the others away.
 
-    They lie CLEARANCE metres from everything, less where there is no such place.
+    They lie CLEARANCE metres from everything, less where that is crowded. Raises KinoiseError where there is no place at all.
     """
-    import mujoco
-
-    from .surroundings import ground, movable
+    mujoco = load_mujoco()
 
     mujoco.mj_forward(model, data)
     bodies = [body for body in range(model.nbody) if model.body(body).name.startswith(PREFIX) and model.body_mocapid[body] >= 0]
@@ -74,11 +78,13 @@ def place_distractors(model: Any, data: Any, rng: np.random.Generator, strength:
             place = rng.uniform(low, high)
             gap = np.linalg.norm(obstacles[:, :2] - place, axis=1) - obstacles[:, 2] - radius
             height = ground(model, data, place, above)
-            if height is not None and gap.min() > CLEARANCE * (1 - 2 * attempt / TRIES):
+            if height is not None and gap.min() > CLEARANCE - CROWDING * max(0.0, 2 * attempt / TRIES - 1):
                 mocap = model.body_mocapid[body]
                 data.mocap_pos[mocap], data.mocap_quat[mocap] = (*place, height - bottom), spun
                 obstacles = np.vstack([obstacles, [*place, radius]])
                 break
+        else:
+            raise KinoiseError(f"no place for {int(strength)} distractors. Choose fewer: perturb=distractors:1")
 
 
 def _add(task: Any, name: str) -> None:
@@ -95,32 +101,43 @@ def _add(task: Any, name: str) -> None:
             elif shown:
                 child.set("contype", "0")
                 child.set("conaffinity", "0")
-    angle = thing.rotation[0] if isinstance(thing.rotation, tuple) else 0.0
-    axis = "xyz".index(thing.rotation_axis)
-    upright = np.zeros(4)
-    upright[0], upright[1 + axis] = np.cos(angle / 2), np.sin(angle / 2)
     body.set("mocap", "true")
     body.set("pos", " ".join(map(str, AWAY)))
-    body.set("quat", " ".join(map(str, upright)))
+    body.set("quat", " ".join(map(str, _upright(thing))))
     task.worldbody.append(body)
+
+
+def _upright(thing: Any) -> Float64[np.ndarray, "4"]:
+    """How upstream places it: a turn about one axis or several, one after the other."""
+    mujoco = load_mujoco()
+
+    turns = thing.rotation if isinstance(thing.rotation, dict) else {thing.rotation_axis or "z": thing.rotation or (0.0,)}
+    found = np.array([1.0, 0, 0, 0])
+    for axis, angles in turns.items():
+        turn, before = np.zeros(4), found.copy()
+        turn[0], turn[1 + "xyz".index(axis)] = np.cos(angles[0] / 2), np.sin(angles[0] / 2)
+        mujoco.mju_mulQuat(found, turn, before)
+    return found
 
 
 def _lying(model: Any, body: int, rng: np.random.Generator) -> tuple[Float64[np.ndarray, "4"], float, float]:
     """How a thing lies, turned about the vertical at random: its quaternion, how far it reaches below its origin (negative),
     and how far to the side."""
-    import mujoco
+    mujoco = load_mujoco()
 
     angle, spun, matrix = 2 * np.pi * rng.random(), np.zeros(4), np.zeros(9)
     mujoco.mju_mulQuat(spun, np.array([np.cos(angle / 2), 0, 0, np.sin(angle / 2)]), model.body_quat[body])
     mujoco.mju_quat2Mat(matrix, spun)
-    corners = np.vstack([_points(model, geom) for geom in np.flatnonzero(model.body_rootid[model.geom_bodyid] == body)])
+    corners = np.vstack(
+        [_points(model, geom) for geom in np.flatnonzero(model.body_rootid[model.geom_bodyid] == body).tolist()]
+    )
     turned = corners @ matrix.reshape(3, 3).T
     return spun, float(turned[:, 2].min()), float(np.linalg.norm(turned[:, :2], axis=1).max())
 
 
 def _points(model: Any, geom: int) -> Float64[np.ndarray, "points 3"]:
     """A mesh's vertices in its outermost body's frame."""
-    import mujoco
+    mujoco = load_mujoco()
 
     mesh, body = model.geom_dataid[geom], model.geom_bodyid[geom]
     first = model.mesh_vertadr[mesh]
@@ -138,8 +155,6 @@ def _points(model: Any, geom: int) -> Float64[np.ndarray, "points 3"]:
 
 def _obstacles(model: Any, data: Any, above: float) -> Float64[np.ndarray, "things 3"]:
     """x, y and radius of each part of what is neither table nor floor nor too high to matter."""
-    from .surroundings import is_surface
-
     roots = model.body_rootid[model.geom_bodyid]
     solid = np.array([not is_surface(model, int(root)) for root in roots]) & (model.geom_contype > 0)
     low = data.geom_xpos[:, 2] - model.geom_rbound < above - 0.7

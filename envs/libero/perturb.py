@@ -13,15 +13,16 @@ import numpy as np
 from jaxtyping import Float64
 
 from ...spec import KinoiseError
+from ..rendering import load_mujoco
 from .distractors import MOST, place_distractors
-from .surroundings import NEAR, groups, near, touching
+from .surroundings import NEAR, groups, near, settled, touching
 
 Model = Data = Any  # mujoco's MjModel and MjData, which are imported where they are needed
 Generator = np.random.Generator
 
 PERTURBATIONS = {
     "positions": "metres by which each movable thing is displaced at most, up to 0.3",
-    "lighting": "share by which brightness changes at most, up to 1; colours by a third of it, directions by half of it, in rad",
+    "lighting": "share by which brightness changes at most, up to 1; colours by a third, directions by half of it, in rad",
     "camera": "metres and rad by which fixed cameras are moved and turned at most, up to 0.5",
     "distractors": f"further things on the table, up to {MOST}, seen and not touched",
     "instruction": "1: other words; 2: other sentences, too",
@@ -33,7 +34,6 @@ WHOLE = ("distractors", "instruction")
 LIGHTS = ("light_diffuse", "light_specular", "light_dir")
 CAMERAS = ("cam_pos", "cam_quat")
 TRIES = 60
-CLEARANCE = 0.005
 
 
 class Perturber:
@@ -61,7 +61,7 @@ class Perturber:
 
     def apply(self, data: Data, seed: int) -> None:
         """Perturbs the episode whose initial state `data` holds; what the last episode's did to the model is undone."""
-        import mujoco
+        mujoco = load_mujoco()
 
         self.restore()
         kinds: dict[str, Callable[..., None]] = {
@@ -95,24 +95,24 @@ def generator(seed: int, kind: str) -> Generator:
 def displace(model: Model, data: Data, rng: Generator, strength: float) -> None:
     """Moves what lies on the table or the floor, horizontally and by at most `strength` metres.
 
-    Things that touch, or nearly do, are moved as one. What lies on or in anything else, and what finds no free place in
+    Things that touch once they lie still are moved as one. What lies on or in anything else, and what finds no free place in
     TRIES draws, stays where it is.
     """
-    import mujoco
+    mujoco = load_mujoco()
 
-    mujoco.mj_forward(model, data)
-    for group in groups(model, data):
-        before = data.qpos.copy()
+    still = settled(model, data)
+    for group in groups(model, still):
+        before, joints = still.qpos.copy(), np.add.outer(group.joints, [0, 1])
         for _ in range(TRIES):
             angle, radius = 2 * np.pi * rng.random(), strength * np.sqrt(rng.random())
-            for joint in group.joints:
-                data.qpos[joint : joint + 2] = before[joint : joint + 2] + radius * np.array([np.cos(angle), np.sin(angle)])
-            mujoco.mj_kinematics(model, data)
-            mujoco.mj_comPos(model, data)
-            crowded = touching(near(model, data, CLEARANCE), group.roots) - group.surfaces
-            if not crowded and group.surfaces <= touching(near(model, data, NEAR), group.roots):
+            move = radius * np.array([np.cos(angle), np.sin(angle)])
+            still.qpos[joints] = before[joints] + move
+            mujoco.mj_kinematics(model, still)
+            mujoco.mj_comPos(model, still)
+            if touching(near(model, still, NEAR), group.roots) == group.surfaces:
+                data.qpos[joints] += move
                 break
-            data.qpos[:] = before
+            still.qpos[:] = before
     mujoco.mj_forward(model, data)
 
 
@@ -129,7 +129,7 @@ def relight(model: Model, data: Data, rng: Generator, strength: float) -> None:
 
 def move_cameras(model: Model, data: Data, rng: Generator, strength: float) -> None:
     """Moves the cameras that no robot carries by at most `strength` metres, and turns them by at most as many rad."""
-    import mujoco
+    mujoco = load_mujoco()
 
     for camera in range(model.ncam):
         way, length, turn = rng.standard_normal(3), strength * np.cbrt(rng.random()), _turn(rng, strength)
@@ -148,7 +148,7 @@ def _turn(rng: Generator, most: float) -> Float64[np.ndarray, "4"]:
 
 
 def _rotated(vector: np.ndarray, turn: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3"]:
-    import mujoco
+    mujoco = load_mujoco()
 
     found = np.zeros(3)
     mujoco.mju_rotVecQuat(found, vector.astype(np.float64), turn)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from ...spec import KinoiseError
 from ..osc import OscStepper
+from ..rendering import load_mujoco
 from .assets import load_libero
+from .distractors import crowded
 from .names import definition, suite_of
+from .perturb import Perturber
 from .states import read_states
 
 TRIES = 100
@@ -27,11 +33,13 @@ class Scene:
 
     Args:
         task: such as "spatial-3".
+        textured: load the textures too. Without them a scene is there in a third of the time, and takes a third of the memory.
+        perturb: strengths by kind, see `PERTURBATIONS`.
 
     Raises KinoiseError when LIBERO isn't installed, or not whole.
     """
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, textured: bool = False, perturb: Mapping[str, float] | None = None) -> None:
         load_libero()
         from libero.libero import get_libero_path
         from libero.libero.envs import TASK_MAPPING, bddl_utils
@@ -44,8 +52,10 @@ class Scene:
             raise KinoiseError(f"{file} is missing: hf-libero isn't whole. Install it again: make libero")
         self.stored = read_states(states)
         kind = TASK_MAPPING[bddl_utils.get_problem_info(str(file))["problem_name"]]
+        strengths = dict(perturb or {})
+        kind = crowded(kind) if "distractors" in strengths else kind
         with _seeded(0):
-            self.upstream: Any = kind(
+            self.upstream: Any = _quickly(kind, textured)(
                 str(file),
                 robots=["Panda"],
                 controller_configs=load_controller_config(default_controller="OSC_POSE"),
@@ -57,6 +67,7 @@ class Scene:
                 ignore_done=True,
                 hard_reset=False,
             )
+        self._perturber = Perturber(self.model, strengths) if strengths else None
         self._robot = self.upstream.robots[0]
         model = self.upstream.sim.model
         self._hand = model.site_name2id(self._robot.controller.eef_name)
@@ -86,6 +97,8 @@ class Scene:
         """
         from robosuite.utils.errors import RandomizationError
 
+        if self._perturber is not None:
+            self._perturber.restore()
         with _seeded(seed):
             for attempt in range(TRIES):
                 try:
@@ -102,6 +115,9 @@ class Scene:
         if index is None:
             for _ in range(SETTLE):
                 self.step(np.array(IDLE))
+        if self._perturber is not None:
+            self._perturber.apply(self.data, seed)
+            self.upstream._post_process()
 
     def step(self, action: np.ndarray) -> None:
         """A twentieth of a second. Raises KinoiseError when the physics became unstable."""
@@ -147,6 +163,35 @@ class Scene:
 
 
 _UNSTABLE = slice(4, 7)  # mjWARN_BADQPOS, BADQVEL, BADQACC: upon which MuJoCo resets the world and says nothing
+
+
+def _quickly(kind: type[Any], textured: bool) -> type[Any]:
+    """`kind`, an upstream class, whose instances share what was compiled for the same scene before."""
+
+    def initialize(self: Any, xml_string: str | None = None) -> None:
+        from robosuite.utils.binding_utils import MjSim
+
+        xml = xml_string or self.model.get_xml()
+        self.sim = MjSim(copy(_compiled(xml if textured else _plain(xml))))
+        self.sim.forward()
+        self.initialize_time(self.control_freq)
+
+    return type(kind.__name__, (kind,), {"_initialize_sim": initialize})  # upstream compares a class's name with its problem's
+
+
+@lru_cache(maxsize=4)
+def _compiled(xml: str) -> Any:
+    return load_mujoco().MjModel.from_xml_string(xml)
+
+
+def _plain(xml: str) -> str:
+    """The same scene with white pixels for textures, which are most of what a scene takes to compile and to keep."""
+    root = ElementTree.fromstring(xml)
+    for texture in root.iter("texture"):
+        for name in [name for name in texture.attrib if name.startswith(("file", "grid"))]:
+            del texture.attrib[name]
+        texture.attrib.update(builtin="flat", width="1", height="1")
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 @contextmanager

@@ -1,20 +1,23 @@
-"""What lies beside, on or in what: read from a scene's geometry, whether or not things have come to rest."""
+"""What lies beside, on or in what, once things have come to rest: LIBERO's stored states have them hang in the air."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import mujoco
 import numpy as np
 from jaxtyping import Float64
 
+from ..rendering import load_mujoco
 from .objects import SURFACES
 
 WORLD = 0
-NEAR = 0.015
-"""Metres at which things count as touching: stored states have them hover by up to a centimetre."""
+NEAR = 0.005
+"""Metres at which things count as touching."""
+SETTLING = 0.5
+"""Seconds in which things come to rest."""
 
 Pair = tuple[int, int]
 
@@ -36,8 +39,9 @@ class Group:
 
 def movable(model: Any) -> dict[int, int]:
     """By body, of what moves freely, where its position begins in qpos."""
+    free = load_mujoco().mjtJoint.mjJNT_FREE
     first = [(body, int(model.body_jntadr[body])) for body in range(model.nbody) if model.body_jntnum[body]]
-    return {body: int(model.jnt_qposadr[joint]) for body, joint in first if model.jnt_type[joint] == mujoco.mjtJoint.mjJNT_FREE}
+    return {body: int(model.jnt_qposadr[joint]) for body, joint in first if model.jnt_type[joint] == free}
 
 
 def is_surface(model: Any, body: int) -> bool:
@@ -46,8 +50,24 @@ def is_surface(model: Any, body: int) -> bool:
     return body == WORLD or name.rstrip("_0123456789") in SURFACES
 
 
+def settled(model: Any, data: Any) -> Any:
+    """A copy of `data` in which what is movable has fallen down, and nothing else has moved."""
+    mujoco = load_mujoco()
+    still, free = copy(data), movable(model)
+    places = np.concatenate([np.arange(start, start + 7) for start in free.values()])
+    speeds = np.concatenate([np.arange(6) + model.jnt_dofadr[model.body_jntadr[body]] for body in free])
+    fixed, halted = np.setdiff1d(np.arange(model.nq), places), np.setdiff1d(np.arange(model.nv), speeds)
+    for _ in range(round(SETTLING / model.opt.timestep)):
+        mujoco.mj_step(model, still)
+        still.qpos[fixed], still.qvel[halted] = data.qpos[fixed], 0
+    still.qvel[:] = 0
+    mujoco.mj_forward(model, still)
+    return still
+
+
 def near(model: Any, data: Any, margin: float) -> set[Pair]:
     """Pairs of outermost bodies that are at most `margin` metres apart, where things are now."""
+    mujoco = load_mujoco()
     flags, before = model.opt.enableflags, model.opt.o_margin
     model.opt.enableflags |= mujoco.mjtEnableBit.mjENBL_OVERRIDE
     model.opt.o_margin = margin
@@ -83,7 +103,7 @@ def ground(model: Any, data: Any, place: Float64[np.ndarray, "2"], above: float)
     """The height of the table or floor at `place`, looked down upon from `above`; None where something else is in between."""
     geom = np.zeros(1, np.int32)
     start, down = np.array([*place, above]), np.array([0.0, 0.0, -1.0])
-    distance = mujoco.mj_ray(model, data, start, down, None, 1, -1, geom)
+    distance = load_mujoco().mj_ray(model, data, start, down, None, 1, -1, geom)
     if distance < 0 or not is_surface(model, int(model.body_rootid[model.geom_bodyid[geom[0]]])):
         return None
     return above - distance

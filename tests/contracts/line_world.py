@@ -1,7 +1,8 @@
 """For tests, imported by name in worker processes: a simulator, where a point on a line has to reach a goal, and a driver.
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
-`line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move; `line/unbuildable` can't be built.
+`line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time;
+`line/unbuildable` can't be built.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from kinoise.envs.base import Env, Values
+from kinoise.envs.base import Env, EnvLost, Values
 from kinoise.spec import Feature, KinoiseError, Spec
 
 SPEC = Spec(
@@ -25,6 +26,8 @@ SPEC = Spec(
     rate=40.0,
 )
 HORIZON = 30
+LOST: set[float] = set()
+"""Goals of the episodes that were lost once."""
 
 
 class LineWorld(Env):
@@ -51,6 +54,9 @@ class LineWorld(Env):
                 raise RuntimeError("the line\nbroke")
             if self.task == "line/die":
                 os._exit(7)
+            if self.task == "line/lost" and self._goal not in LOST:
+                LOST.add(self._goal)
+                raise EnvLost("the line is gone")
         if not (self._odd and self.task == "line/stuck"):
             self._position += float(np.clip(action, -0.1, 0.1)[0])
         distance = abs(self._position - self._goal)

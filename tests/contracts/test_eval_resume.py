@@ -210,7 +210,7 @@ def test_films_that_went_with_the_process_are_made_again(tmp_path: Path, checkpo
     before = decided(tmp_path)
     cut(tmp_path, 4)
     result = play(tmp_path, checkpoint, video=1, env="line/go", resume=True)
-    assert result["rollout"]["resumed"] == 4 - sum(b'"index": 0,' in line for line in lines(tmp_path)[1:5])
+    assert result["rollout"]["resumed"] == 4
     assert decided(tmp_path) == before
     assert (tmp_path / result["episodes"][0]["video"]).is_file()
 

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
     assert sorted(item.name for item in out.iterdir()) == ["episodes.jsonl", "result.json"]
     assert read_record(out / "result.json", RESULT, "eval") == json.loads(json.dumps(result))
     assert {"kinoise", "versions", "commit", "machine", "wall_s", "env_steps_per_s"} <= result.keys()
-    assert result["protocol"].keys() == {"name", "env", "tasks", "episodes", "horizon", "seed", "hash"}
-    assert result["protocol"] | {"name": 0, "hash": 0} == {
-        "name": 0, "env": "line/all", "tasks": list(TASKS["line/all"]), "episodes": 4, "horizon": HORIZON, "seed": 7, "hash": 0,
-    }  # fmt: skip
+    assert result["protocol"] == EvaluationProtocol("line/all", TASKS["line/all"], 4, HORIZON, 7).to_json()
+    assert result["protocol"].keys() == {*(item.name for item in fields(EvaluationProtocol)), "hash"}
+    assert result["observed"] == {"state": {"kind": "state", "shape": [3]}}
     assert result["policy"].keys() == {"name", "checkpoint", "sha256", "parameters"}
     assert (result["policy"]["name"], result["policy"]["parameters"]) == ("walker", 1)
     assert result["decode"] == {
@@ -120,19 +120,30 @@ def test_evaluation_leaves_torchs_threads_and_generator_alone():
 
 def test_the_protocols_hash_is_of_everything_in_it():
     protocol = EvaluationProtocol("line/all", TASKS["line/all"], 4, HORIZON, 7)
-    changes = {"env": "other", "tasks": ("line/go",), "episodes": 5, "horizon": 31, "seed": 8, "name": "other"}
+    changes = {
+        "env": "other", "tasks": ("line/go",), "episodes": 5, "horizon": 31, "seed": 8, "name": "other", "seeding": "counted",
+        "stored": 50, "wait": 1, "idle": (0.0,), "success": "last step", "images": "mirrored", "size": 9,
+        "perturb": {"camera": 1.0},
+    }  # fmt: skip
     assert changes.keys() == {item.name for item in fields(EvaluationProtocol)}
     hashes = {protocol.hash, *(replace(protocol, **{key: value}).hash for key, value in changes.items())}
     assert len(hashes) == len(changes) + 1
     assert replace(protocol).hash == protocol.hash
+    assert replace(protocol, horizon=dict.fromkeys(protocol.tasks, HORIZON)).hash != protocol.hash
 
 
 def test_videos_play_in_browsers_and_replace_older_ones(tmp_path: Path):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "older.mp4").write_bytes(b"")
-    result = play(video=2, out=tmp_path)
+    result = play(video=2, out=tmp_path, episodes=5)
     shown = [item for item in result["episodes"] if "video" in item]
-    assert [item for item in result["episodes"] if item["index"] < 2 and item["error"] is None] == shown
+    counts = Counter((item["task"], item["success"]) for item in shown)
+    there = Counter((item["task"], item["success"]) for item in result["episodes"] if item["error"] is None)
+    assert counts == {key: min(2, count) for key, count in there.items()}
+    assert {True, False} == {success for _, success in counts}
+    for task, success in counts:  # the first ones
+        alike = [item for item in result["episodes"] if (item["task"], item["success"], item["error"]) == (task, success, None)]
+        assert ["video" in item for item in alike] == [place < 2 for place in range(len(alike))]
     assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(Path(item["video"]).name for item in shown)
     assert {path.name for path in tmp_path.iterdir()} == {"videos", "result.json", "episodes.jsonl"}
     for item in shown:
@@ -147,7 +158,7 @@ def test_videos_play_in_browsers_and_replace_older_ones(tmp_path: Path):
         # 40 steps a second, 20 frames: the first, every second step, and the last.
         assert len(frames) == 1 + -(-item["steps"] // 2)
         assert item["task"] == "line/stuck" or np.abs(frames[0].astype(int) - frames[-1]).max() > 100
-    without = play()
+    without = play(episodes=5)
     assert [item | {"video": 0} for item in result["episodes"]] == [item | {"video": 0} for item in without["episodes"]]
 
 

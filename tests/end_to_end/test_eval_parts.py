@@ -52,6 +52,21 @@ def test_resumed_and_merged_results_are_those_of_one_process(
     assert (stopped["reached"], stopped["rounds"]) == (True, 3)
 
 
+def test_a_protocol_by_name(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", run, TASK, "protocol=metaworld", "episodes=2", "horizon=8", "video=1", f"out={tmp_path}"]) == 0
+    assert "protocol metaworld, changed: episodes, horizon" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["protocol"]["name"], result["protocol"]["seed"]) == ("metaworld, changed: episodes, horizon", 1000)
+    assert (tmp_path / result["episodes"][0]["video"]).is_file()
+    assert main(["report", run, f"eval={tmp_path}", f"out={tmp_path / 'report.html'}"]) == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "protocol=metaworld" in text
+    assert "Actions of reach, episode 0, failed" in text
+    for refused in ("protocol=openvla", "protocol=metawrld", "perturb=camera:0.1", "images=sideways"):
+        assert main(["eval", run, TASK, refused, f"out={tmp_path / 'none'}"]) == 2
+    assert not (tmp_path / "none").exists()
+
+
 def decided(out: Path) -> dict[str, Any]:
     """What of a result the episodes decide."""
     result = json.loads((out / "result.json").read_text())

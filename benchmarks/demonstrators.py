@@ -1,0 +1,114 @@
+"""How often the scripted demonstrators succeed: `python -m benchmarks.demonstrators env=libero/object [states=20] [noise=0]`.
+
+Each task is played from its first `states` stored initial states (drawn ones, where a simulator stores none), after ten steps
+with nothing commanded, within the suite's steps. Keeps a row for each task: successes, Wilson's interval, mean steps of those.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from kinoise import envs
+from kinoise.config import parse, run
+from kinoise.envs.base import Env, Values, episode_seed
+from kinoise.eval.metrics import wilson
+from kinoise.eval.rollout import Rollout, look
+from kinoise.eval.slot import Job, Outcome, Terms
+from kinoise.eval.workers import Workers
+from rich.progress import track
+
+from .record import write
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """Plays an episode by its environment's expert, with noise on what is executed, as `kinoise collect` does."""
+
+    noise: float
+
+    def start(self, env: Env, seed: int) -> Callable[[Values], np.ndarray]:
+        expert, gen = env.expert(), np.random.default_rng([seed, 1])
+        return lambda observation: self._noisy(expert.act(observation), gen)
+
+    def _noisy(self, action: np.ndarray, gen: np.random.Generator) -> np.ndarray:
+        return action + self.noise * gen.standard_normal(action.shape)
+
+
+@dataclass
+class Settings:
+    """The whole command line."""
+
+    env: str = "libero/object"
+    states: int = 20
+    wait: int = 10
+    noise: float = 0.0
+    workers: int = 2
+    name: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """Plays, and writes `results/demonstrators_<name>.json`."""
+    settings = parse("demonstrators", Settings, argv, about=__doc__ or "", choices={"env": envs.choices})
+    tasks = envs.tasks(settings.env)
+    with Workers(envs.make, settings.workers) as workers:
+        first = look(workers, tasks[0])
+        wait = settings.wait if first.idle else 0
+        jobs = [
+            Job(
+                task,
+                index,
+                episode_seed(0, task, index),
+                Terms(1, (), first.horizon, wait, first.idle or ()),
+                driver=Demonstrator(settings.noise),
+            )
+            for task in tasks
+            for index in range(settings.states)
+        ]
+        rollout = Rollout(workers, jobs, slots=2 * settings.workers)
+        rollout.prepare()
+        outcomes = list(track(rollout.run(), total=len(jobs), description=settings.env))
+    rows = _rows(outcomes)
+    for row in rows:
+        print(f"{row['task']:<16} {row['successes']:>3}/{row['n']} {row['steps'] or 0:6.1f}  {row['instruction']}")
+    good = sum(row["successes"] >= 0.9 * row["n"] for row in rows)
+    print(f"{good} of {len(rows)} tasks at 90 % or more")
+    name = settings.name or settings.env.replace("/", "_")
+    write(
+        f"demonstrators_{name}",
+        {"env": settings.env, "noise": settings.noise, "tasks": rows, "at_least_90_percent": good},
+        False,
+    )
+    return 0
+
+
+def _rows(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    by_task: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        by_task[outcome.job.task].append(outcome)
+    rows = []
+    for task, played in by_task.items():
+        steps = [item.steps for item in played if item.success]
+        interval = wilson(len(steps), len(played))
+        failed = sorted(item.job.index for item in played if not item.success)
+        rows.append(
+            {
+                "task": task,
+                "instruction": envs.instruction(task),
+                "successes": len(steps),
+                "n": len(played),
+                "interval": [round(interval.low, 3), round(interval.high, 3)],
+                "steps": round(float(np.mean(steps)), 1) if steps else None,
+                "failed": failed,
+                "errors": sorted({item.error for item in played if item.error}),
+            }
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

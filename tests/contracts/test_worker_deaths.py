@@ -1,0 +1,125 @@
+"""A simulators' process that dies takes no episode along: they are played again, as they were, and each counts once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kinoise import envs
+from kinoise.envs.base import Env
+from kinoise.eval.evaluate import evaluate
+from kinoise.eval.ledger import LEDGER
+from kinoise.eval.rollout import Rollout
+from kinoise.eval.workers import Workers
+from kinoise.policies.core.random import Gen
+from kinoise.policies.replan import Start
+from kinoise.spec import KinoiseError, Observation, Plan
+from line_world import make, make_slow
+from walker import Walker, WalkerPolicy, line_jobs, summary
+
+
+def simulators() -> set[int]:
+    """The ids of this process's children that run simulators."""
+    children = [child for child in multiprocessing.active_children() if child.name == "kinoise-simulators"]
+    return {child.pid for child in children if child.pid is not None}
+
+
+class Killer(Walker):
+    """Ends one of the pool's processes at the plans with these numbers."""
+
+    def __init__(self, pool: Workers, *at: int) -> None:
+        super().__init__()
+        self._pool, self._at = pool, at
+
+    def plan(self, *args: Any, **known: Any) -> Plan:
+        if len(self.asked) in self._at:
+            os.kill(self._pool._workers[0].process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        return super().plan(*args, **known)
+
+
+@pytest.fixture(scope="module")
+def whole() -> list[tuple]:
+    with Workers(make, 2) as workers:
+        return sorted(
+            summary(list(Rollout(workers, line_jobs("go", "stuck", episodes=4), execute=4, slots=7).run(Walker()))), key=str
+        )
+
+
+@pytest.fixture
+def pool() -> Iterator[Workers]:
+    with Workers(make_slow, 2) as workers:
+        yield workers
+
+
+@pytest.mark.parametrize("at", [(0,), (1,), (5,), (2, 7)])
+def test_what_was_under_way_in_a_killed_process_is_played_again(pool: Workers, whole: list[tuple], at: tuple[int, ...]):
+    rollout = Rollout(pool, line_jobs("go", "stuck", episodes=4), execute=4, slots=7)
+    outcomes = list(rollout.run(Killer(pool, *at)))
+    assert sorted(summary(outcomes), key=str) == whole
+    assert rollout.repeated > 0
+    assert len(rollout.carried) == len(outcomes)
+    assert [len(item.actions) for item in rollout.carried] == [item.steps for item in outcomes]
+
+
+def test_what_kills_its_process_every_time_is_given_up_and_nothing_else(pool: Workers):
+    jobs = line_jobs("die", "go", episodes=8)
+    rollout = Rollout(pool, jobs, execute=4, slots=6)
+    outcomes = list(rollout.run(Walker()))
+    assert Counter((item.job.task, item.job.index) for item in outcomes) == Counter((job.task, job.index) for job in jobs)
+    for item in outcomes:
+        fatal = item.job.task == "line/die" and item.job.seed % 2 == 1
+        assert (item.success, "exit code 7" in (item.error or "")) == (not fatal, fatal)
+
+
+def test_what_a_simulators_own_process_lost_is_played_again(pool: Workers):
+    rollout = Rollout(pool, line_jobs("lost", episodes=8), execute=4, slots=6)
+    outcomes = list(rollout.run(Walker()))
+    assert all(item.success and item.error is None for item in outcomes)
+    assert rollout.repeated == sum(item.job.seed % 2 for item in outcomes) > 0
+
+
+class Gone:
+    """Builds worlds; but a process that is sent one ends before it can be given orders."""
+
+    def __call__(self, task: str, *, render: bool = False) -> Env:
+        return make(task, render=render)
+
+    def __reduce__(self) -> tuple[Any, tuple[int]]:
+        return os._exit, (3,)
+
+
+def test_a_process_that_cannot_live_is_not_started_for_ever():
+    with Workers(Gone(), 1) as workers:
+        rollout = Rollout(workers, line_jobs("go", episodes=3))
+        with pytest.raises(KinoiseError, match="exit code 3"):
+            rollout.prepare()
+        assert all("exit code 3" in (item.error or "") for item in rollout.run(Walker()))
+
+
+def test_the_count_stays_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class KillingPolicy(WalkerPolicy):
+        plans = 0
+
+        def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
+            KillingPolicy.plans += 1
+            if KillingPolicy.plans in (3, 11):
+                os.kill((simulators() - others).pop(), signal.SIGKILL)
+            return super().decode(obs, gen, start)
+
+    others = simulators()
+    monkeypatch.setattr(envs, "tasks", lambda env: ("line/go", "line/stuck"))
+    how: dict[str, Any] = {"episodes": 6, "seed": 7, "workers": 2, "slots": 5, "make": make, "progress": False}
+    expected = evaluate(WalkerPolicy().eval(), "line/all", **how)
+    result = evaluate(KillingPolicy().eval(), "line/all", out=tmp_path, **how)
+    assert result["rollout"]["repeated"] > 0 == expected["rollout"]["repeated"]
+    for key in ("protocol", "success", "tasks", "episodes", "motion"):
+        assert result[key] == expected[key]
+    _, *lines = (tmp_path / LEDGER).read_text().splitlines()
+    assert len({(item["task"], item["index"]) for item in map(json.loads, lines)}) == len(lines) == 12
