@@ -28,7 +28,14 @@ Values = dict[str, np.ndarray]
 
 MAX_SIZE = 4096  # pixels a side of an image
 
-ENVS = {"libero": ".libero", "metaworld": ".metaworld", "ogbench": ".ogbench", "pusht": ".pusht", "robosuite": ".robosuite"}
+ENVS = {
+    "metaworld": ".metaworld",
+    "libero": ".libero",
+    "ogbench": ".ogbench",
+    "pusht": ".pusht",
+    "robosuite": ".robosuite",
+}
+"""The first needs nothing besides kinoise: examples are taken from it."""
 
 
 class EnvLost(KinoiseError):

@@ -1,0 +1,177 @@
+"""Picking a thing up and putting it down: grasp and place are chosen together, so that the hand fits at both ends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .cloud import COARSE, Clouds, hits, thinned
+from .goals import Predicate
+from .grasp import OPENING, Grasp, candidates
+from .motion import CLOSED, FINGERS, OPEN, Skill, axis_angle, move, pointing_down, reach, turn_about
+from .place import Place, places
+from .scene import Pose, Scene
+from .travel import approach, at_height, clear_above, over, raised, reach_of
+
+NOMINAL = pointing_down(np.pi / 2)  # as the hand is when an episode begins
+YAWS = 12
+TILTS, FEW = (0.0, 0.5), 3  # rad that the hand leans; ways found, with which no more leaning ones are looked for
+RAISE = (0.004, 0.02, 0.04, 0.06, 0.08, 0.1)  # m above the rest at which a thing may be let go
+STILL, SHUT = 0.0008, 0.001  # m a step, of fingers that hold something; m between those that hold nothing
+STRETCH, FAR = 0.7, 8.0  # m from the robot's base, beyond which the arm is nearly straight and slow; what a metre of it costs
+NEAR = 0.025  # m from its place
+LOOSE = 0.015  # m by which the fingers open before the hand goes
+TURN, DROP, BLOCKED = 0.2, 10.0, 5.0
+
+
+class Plan(NamedTuple):
+    """The hand's pose at the grasp and the thing's then (world), where the thing is let go, and the cost of both."""
+
+    grasp: Grasp
+    thing: Pose
+    release: Pose
+    cost: float
+
+
+def plans(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False) -> list[Plan]:
+    """Ways to make "on" or "in" true by moving `predicate[1]`, the cheapest first and each with another grasp."""
+    thing = predicate[1]
+    now = scene.pose(thing)
+    spots = places(scene, clouds, predicate, spread)[:12]
+    found: list[Plan] = []
+    if spots:
+        middle = spots[0].pose.position
+        there = thinned(clouds.around(middle - 0.3, middle + 0.3, (thing,)), COARSE)
+        far = float(np.linalg.norm(now.position[:2] - _base(scene))) > STRETCH
+        for tilt in TILTS[::-1] if far else TILTS:
+            for grasp in grasps_of(scene, clouds, thing, tilt=tilt):
+                options = [_joined(grasp, now, spot, there) for spot in spots]
+                found.append(min(options, key=lambda item: item.cost))
+            if sum(item.cost < BLOCKED for item in found) >= FEW:
+                break
+    return sorted(found, key=lambda item: item.cost)
+
+
+def grasps_of(scene: Scene, clouds: Clouds, thing: str, most: int = 12, apart: float = 0.02, tilt: float = 0.0) -> list[Grasp]:
+    """Grasps of a thing that the hand can be in, the cheapest first: from above, `tilt` (rad) towards the robot."""
+    now, cloud = scene.pose(thing), clouds.of(thing)
+    around = clouds.around(cloud.min(0) - 0.15, cloud.max(0) + np.array([0.15, 0.15, 0.3]), (thing,))
+    centre = scene.data.subtree_com[scene.body(thing)].copy()
+    x = now.rotation[:, int(np.argmin(np.abs(now.rotation[2])))]
+    yaws = np.arctan2(x[1], x[0]) + np.arange(YAWS) * np.pi / YAWS
+    lean = turn_about(np.array([0.0, -1.0, 0.0]), tilt)
+    found = candidates(cloud, around, centre, [lean @ pointing_down(float(yaw)) for yaw in yaws], NOMINAL, most, apart)
+    base = _base(scene)
+    stretched = [max(0.0, float(np.linalg.norm(item.hand.position[:2] - base)) - STRETCH) for item in found]
+    found = [item._replace(cost=item.cost + FAR * far) for item, far in zip(found, stretched, strict=True)]
+    return sorted(found, key=lambda item: item.cost)
+
+
+def _base(scene: Scene) -> np.ndarray:
+    """Where the robot stands, [2]."""
+    return scene.pose(scene.env.robots[0].robot_model.root_body).position[:2]
+
+
+def pick_and_place(scene: Scene, clouds: Clouds, predicate: Predicate, attempt: int, spread: bool = False) -> Skill:
+    """Makes "on" or "in" true; on each further `attempt` with another grasp. False when it went wrong on the way."""
+    thing = predicate[1]
+    options = plans(scene, clouds, predicate, spread)
+    if not options:
+        return scene.fail(f"no way to grasp {thing} and put it there")
+    plan = options[attempt % len(options)]
+    hand = plan.grasp.hand
+    yield from approach(scene, clouds, hand, OPEN, ())
+    if not (yield from move(scene, hand, OPEN, within=0.012, turned=0.08)):
+        return scene.fail(f"grasp of {thing} out of reach: {np.round(hand.position - scene.hand().position, 3)}")
+    if not (yield from take(scene, thing, hand)):
+        yield from move(scene, raised(scene.hand(), 0.08), OPEN, within=0.03)
+        return scene.fail(f"{thing} is not between the fingers, {scene.opening():.3f} apart")
+    if not (yield from held(scene, thing, _carry(scene, clouds, thing, plan.release))):
+        return False
+    yield from release(scene)
+    return scene.holds(predicate) or scene.fail(
+        f"{thing} lies at {np.round(scene.pose(thing).position - plan.release.position, 3)}"
+    )
+
+
+def take(scene: Scene, thing: str, hand: Pose) -> Skill:
+    """Closes the fingers at `hand` until they hold the thing; false when they close on nothing."""
+    firm, before = 0, scene.opening()
+    for _ in range(FINGERS):
+        yield reach(scene, hand, CLOSED)
+        now = scene.opening()
+        firm = firm + 1 if scene.grasped(thing) and before - now < STILL else 0
+        before = now
+        if firm >= 2:
+            return True
+        if now < SHUT:
+            break
+    return scene.grasped(thing)
+
+
+def release(scene: Scene, up: float = 0.08) -> Skill:
+    """Opens the fingers and goes up."""
+    hand, before = scene.hand(), scene.opening()
+    for _ in range(8):
+        yield reach(scene, hand, OPEN)
+        if scene.opening() > min(before + LOOSE, 0.07):
+            break
+    return (yield from move(scene, raised(hand, up), OPEN, within=0.03, turned=3.2))
+
+
+def _carry(scene: Scene, clouds: Clouds, thing: str, target: Pose) -> Skill:
+    """Brings the thing to `target`, from above; first from under what it may be under."""
+    start = scene.hand()
+    aside = clear_above(clouds, thing, start)
+    if aside.any():
+        start = Pose(start.position + aside + np.array([0.0, 0.0, 0.02]), start.rotation)
+        yield from move(scene, start, CLOSED, within=0.015)
+    goal = _hand_for(scene, thing, target)
+    below, wide = reach_of(clouds.of(thing), start)
+    height = max(over(clouds, start, goal, below, wide, (thing,)), goal.position[2])
+    yield from move(scene, at_height(start, max(height, start.position[2] + 0.03)), CLOSED, within=0.03, turned=3.2)
+    yield from move(scene, at_height(goal, height), CLOSED, within=0.02, turned=0.2)
+    best, waited = np.inf, 0
+    for _ in range(60):
+        goal = _hand_for(scene, thing, target)
+        far = float(np.linalg.norm(goal.position - scene.hand().position))
+        if far < 0.008:
+            return True
+        best, waited = (far, 0) if far < best - 0.001 else (best, waited + 1)
+        if waited > (6 if far < NEAR else 25):  # it rests on something; farther off the arm is only slow
+            return True
+        yield reach(scene, goal, CLOSED)
+    return True
+
+
+def _hand_for(scene: Scene, thing: str, target: Pose) -> Pose:
+    """Where the hand has to be for what it holds to be at `target`."""
+    return target.times(scene.pose(thing).inverse().times(scene.hand()))
+
+
+def held(scene: Scene, thing: str, skill: Skill) -> Skill:
+    """`skill`, given up when the thing has left the hand."""
+    lost = 0
+    try:
+        action = next(skill)
+        while True:
+            yield action
+            lost = 0 if scene.grasped(thing) else lost + 1
+            if lost > 4:
+                return scene.fail(f"{thing} was lost")
+            action = next(skill)
+    except StopIteration as end:
+        return bool(end.value)
+
+
+def _joined(grasp: Grasp, now: Pose, spot: Place, there: np.ndarray) -> Plan:
+    """Grasp and place together: the lowest release at which the hand touches nothing."""
+    turned = spot.pose.times(now.inverse().times(grasp.hand))
+    turn = float(np.linalg.norm(axis_angle(turned.rotation @ NOMINAL.T)))
+    cost = grasp.cost + spot.cost + TURN * turn
+    for lift in RAISE:
+        hand = raised(turned, lift)
+        if not hits(there, hand, min(grasp.width + 0.03, OPENING), 0.002):
+            return Plan(grasp, now, raised(spot.pose, lift), cost + DROP * lift)
+    return Plan(grasp, now, raised(spot.pose, RAISE[0]), cost + BLOCKED)

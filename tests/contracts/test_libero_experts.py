@@ -1,0 +1,112 @@
+"""LIBERO's demonstrators from end to end: they reach their goals by the environment's own actions, and alike every time."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from kinoise.envs import make
+from kinoise.envs.experts.libero.cloud import Clouds
+from kinoise.envs.experts.libero.expert import LiberoExpert
+from kinoise.envs.experts.libero.motion import CLOSED, OPEN, Skill, move
+from kinoise.envs.experts.libero.pick import grasps_of, release, take
+from kinoise.envs.experts.libero.place import places
+from kinoise.envs.experts.libero.scene import Pose, Scene
+from kinoise.envs.experts.libero.travel import approach, raised
+from kinoise.envs.libero import Libero
+
+pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
+
+# By task: the steps that a demonstration may take.
+TASKS = {"libero/object-0": 160, "libero/spatial-0": 160, "libero/90-86": 200}
+BOWL, PLATE = "akita_black_bowl_1", "plate_1"
+
+
+@cache
+def env(task: str) -> Libero:
+    made = make(task)
+    assert isinstance(made, Libero)
+    return made
+
+
+def begun(task: str, index: int = 0) -> Scene:
+    """The task's stored state of this number, come to rest."""
+    env(task).reset(seed=index, options={"index": index})
+    for _ in range(10):
+        env(task).step(env(task).idle_action())
+    return Scene(env(task)._scene.upstream)
+
+
+def played(task: str, skill: Skill) -> bool:
+    while True:
+        try:
+            env(task).step(next(skill))
+        except StopIteration as end:
+            return bool(end.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_is_demonstrated(task: str) -> None:
+    expert = LiberoExpert(begun(task).env)
+    noise = np.random.default_rng(0)
+    for _ in range(TASKS[task]):
+        action = expert.act({})
+        assert action.shape == (7,)
+        assert action.dtype == np.float32
+        assert np.abs(action).max() <= 1
+        *_, info = env(task).step(np.clip(action + 0.1 * noise.standard_normal(7), -1, 1).astype(np.float32))
+        if info["success"]:
+            break
+    else:
+        pytest.fail(f"{task}: {expert.log} {expert.scene.notes}")
+
+
+def test_the_same_state_has_the_same_demonstration() -> None:
+    actions = []
+    for _ in range(2):
+        expert = LiberoExpert(begun("libero/spatial-0").env)
+        actions.append(np.stack([_acted(expert) for _ in range(30)]))
+    assert np.array_equal(*actions)
+
+
+def _acted(expert: LiberoExpert) -> np.ndarray:
+    action = expert.act({})
+    env("libero/spatial-0").step(action)
+    return action
+
+
+def test_a_thing_is_taken_lifted_and_let_go() -> None:
+    task, scene = "libero/spatial-0", begun("libero/spatial-0")
+    hand = grasps_of(scene, Clouds(scene), BOWL)[0].hand
+    before = scene.pose(BOWL).position[2]
+    played(task, approach(scene, Clouds(scene), hand, OPEN, ()))
+    assert played(task, move(scene, hand, OPEN, within=0.012))
+    assert played(task, take(scene, BOWL, hand))
+    assert played(task, move(scene, raised(hand, 0.1), CLOSED, within=0.02))
+    assert scene.grasped(BOWL)
+    assert scene.pose(BOWL).position[2] > before + 0.05
+    played(task, release(scene))
+    assert not scene.grasped(BOWL)
+
+
+def test_fingers_that_close_on_nothing_say_so() -> None:
+    scene = begun("libero/spatial-0")
+    assert not played("libero/spatial-0", take(scene, BOWL, scene.hand()))
+
+
+def test_a_pose_out_of_reach_is_given_up() -> None:
+    scene = begun("libero/spatial-0")
+    far = Pose(scene.hand().position + np.array([2.0, 0.0, 0.0]), scene.hand().rotation)
+    assert not played("libero/spatial-0", move(scene, far, OPEN))
+
+
+def test_places_would_make_the_predicate_true() -> None:
+    scene = begun("libero/spatial-0")
+    found = places(scene, Clouds(scene), ("on", BOWL, PLATE))
+    plate = scene.pose(PLATE).position
+    assert found
+    for item in found:
+        assert np.linalg.norm(item.pose.position[:2] - plate[:2]) < 0.03
+        assert 0.0 <= item.pose.position[2] - plate[2] < 0.03
+    assert [item.cost for item in found] == sorted(item.cost for item in found)
