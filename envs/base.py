@@ -66,9 +66,11 @@ class Env(gymnasium.Env[Any, np.ndarray]):
 
     Attributes:
         stored: how many initial states come with the task, for `reset` to begin in; 0 where each is drawn.
+        settle: steps of `idle_action` after which what hangs in the air in such a state has come to rest.
     """
 
     stored: int = 0
+    settle: int = 0
     spec: Spec  # pyright: ignore[reportIncompatibleVariableOverride] (Gymnasium's is for its registry, which we don't use)
     task: str
     instruction: str

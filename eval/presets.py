@@ -169,7 +169,7 @@ class Wanted:
             "episodes": EPISODES,
             "horizon": simulator.horizon,
             "seed": SEED,
-            "wait": 0,
+            "wait": simulator.settle,
             "images": UPRIGHT,
             "perturb": {},
             "size": None,

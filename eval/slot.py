@@ -104,12 +104,14 @@ class Simulator:
         spec: what it shows and takes.
         horizon: most steps of an episode, unless another number is asked for.
         stored: how many initial states it has stored.
+        settle: steps that pass before what they show has come to rest.
         idle: the action that leaves everything as it is; None where there is none.
     """
 
     spec: Spec
     horizon: int
     stored: int = 0
+    settle: int = 0
     idle: tuple[float, ...] | None = None
 
 
@@ -165,7 +167,7 @@ class Slot:
             idle = tuple(float(item) for item in env.idle_action())
         except KinoiseError:
             idle = None
-        return Simulator(env.spec, env.horizon, env.stored, idle)
+        return Simulator(env.spec, env.horizon, env.stored, env.settle, idle)
 
     def begin(self, job: Job) -> Outcome | None:
         """Resets for `job`; with a driver, plays it to its end. Raises EnvLost; then the job can be begun again."""

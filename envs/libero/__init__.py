@@ -15,7 +15,7 @@ from .names import HORIZONS, SUITES, TASKS, canonical, suite_of
 from .objects import Objects, objects_feature
 from .paraphrase import paraphrase
 from .perturb import PERTURBATIONS, check_strengths
-from .scene import IDLE, Scene
+from .scene import IDLE, SETTLE, Scene
 
 __all__ = ["CAMERAS", "PERTURBATIONS", "SUITES", "TASKS", "Libero", "canonical", "make"]
 
@@ -59,7 +59,7 @@ class Libero(Env):
         self._objects = Objects(self._scene.upstream)
         self._cameras, self._size, self._renderer = tuple(cameras), size, None
         self.render_mode = "rgb_array" if render else None
-        self.stored = len(self._scene.stored)
+        self.stored, self.settle = len(self._scene.stored), SETTLE
         self._initial: dict[str, Any] | None = None
         self._steps = 0
         super().__init__(f"libero/{task}", TASKS[task], _spec(self._cameras, size), HORIZONS[suite_of(task)])

@@ -17,12 +17,12 @@ from typing import Any
 
 from ...files import write_text
 from ...spec import KinoiseError
-from ..rendering import load_mujoco
+from ..robosuite.upstream import load_robosuite, robosuite_version
 
 LISTING = Path(__file__).with_name("assets.tsv")
 """The official repository's files (commit 8f1084e): git blob SHA-1, size in bytes, path."""
 
-INSTALL = "Install it with: make libero (README, LIBERO)"
+INSTALL = "Install it with: make libero (docs/libero.md)"
 CONFIG = "LIBERO_CONFIG_PATH"
 
 
@@ -34,14 +34,12 @@ def load_libero() -> Any:
         KinoiseError: it isn't installed; assets are missing or have another size than upstream's; with the remedy.
     """
     package = _package()
-    load_mujoco()
+    if robosuite_version() != (1, 4):
+        raise KinoiseError(f"LIBERO needs robosuite 1.4, and {'.'.join(map(str, robosuite_version()))} is installed. {INSTALL}")
     own = Path(os.environ.get(CONFIG) or Path.home() / ".libero")
     if not (own / "config.yaml").exists():
         os.environ[CONFIG] = str(_write_config(package))
-    import logging
-
-    # robosuite warns of a file of private settings that nobody needs, whenever it is imported.
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    load_robosuite()
     import libero.libero as upstream
 
     folder = assets_folder()

@@ -106,7 +106,8 @@ class Host:
         self._env, idle = env, None
         with suppress(KinoiseError):  # not every action vector has one
             idle = env.idle_action()
-        said = {"spec": env.spec.to_json(), "instruction": env.instruction, "horizon": env.horizon, "stored": env.stored}
+        said = {"spec": env.spec.to_json(), "instruction": env.instruction, "horizon": env.horizon}
+        said |= {"stored": env.stored, "settle": env.settle}
         return {**said, "meta": env.meta(), "idle": idle}
 
 

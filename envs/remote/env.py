@@ -21,7 +21,7 @@ ANSWER_S = 60.0
 """Seconds that any other answer may take, unless the mapping says otherwise."""
 
 ANSWERS = {
-    "make": ("spec", "instruction", "horizon", "stored", "meta", "idle"),
+    "make": ("spec", "instruction", "horizon", "stored", "settle", "meta", "idle"),
     "reset": ("observation", "info", "initial"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
     "render": ("picture",),
@@ -85,7 +85,7 @@ class ProcessEnv(Env):
         self.render_mode = "rgb_array" if message["render"] else None
         said = self._start()
         super().__init__(task, said["instruction"], Spec.from_json(said["spec"]), said["horizon"])
-        self.stored, self._meta, self._idle = said["stored"], said["meta"], said["idle"]
+        self.stored, self.settle, self._meta, self._idle = said["stored"], said["settle"], said["meta"], said["idle"]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)  # here, so that the sequence outlives a process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ def test_without_a_preset_it_is_the_simulators_own():
     found = resolve(("line/go",), simulator=Simulator(SPEC, 123))
     assert (found.name, found.episodes, found.horizon, found.seed, found.wait) == ("seeded", 10, 123, 1000, 0)
     assert resolve(("line/go",), episodes=3, horizon=4).name == "stored"
+    settling = replace(SIMULATOR, settle=7)
+    assert [resolve(("line/go",), simulator=settling, wait=wait).wait for wait in (None, 0)] == [7, 0]
     assert [seed for *_, seed in found.episode_seeds()] == [episode_seed(1000, "line/go", index) for index in range(10)]
 
 
@@ -191,7 +194,7 @@ def watched(terms: Terms, index: int = 7) -> tuple[Watched, Slot]:
         return made[-1]
 
     slot = Slot(make)
-    assert slot.build("line/stuck", False) == Simulator(SPEC, 30, 5, (0.0625,))
+    assert slot.build("line/stuck", False) == Simulator(SPEC, 30, stored=5, idle=(0.0625,))
     assert slot.begin(Job("line/stuck", index, 4, terms)) is None
     return made[0], slot
 
