@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pdb
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -68,6 +69,7 @@ class Scene:
                 hard_reset=False,
             )
         self._perturber = Perturber(self.model, strengths) if strengths else None
+        self._compiled = self.upstream.compiled
         self._robot = self.upstream.robots[0]
         model = self.upstream.sim.model
         self._hand = model.site_name2id(self._robot.controller.eef_name)
@@ -99,7 +101,9 @@ class Scene:
 
         if self._perturber is not None:
             self._perturber.restore()
-        with _seeded(seed):
+        # Upstream places things in and on fixtures as if these stood where the compiled model has them.
+        self.model.body_pos[:], self.model.body_quat[:] = self._compiled
+        with _seeded(seed), _without_debugger():
             for attempt in range(TRIES):
                 try:
                     self.upstream.reset()
@@ -172,7 +176,9 @@ def _quickly(kind: type[Any], textured: bool) -> type[Any]:
         from robosuite.utils.binding_utils import MjSim
 
         xml = xml_string or self.model.get_xml()
-        self.sim = MjSim(copy(_compiled(xml if textured else _plain(xml))))
+        model = copy(_compiled(xml if textured else _plain(xml)))
+        self.compiled = model.body_pos.copy(), model.body_quat.copy()
+        self.sim = MjSim(model)
         self.sim.forward()
         self.initialize_time(self.control_freq)
 
@@ -203,6 +209,16 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(kept)
+
+
+@contextmanager
+def _without_debugger() -> Iterator[None]:
+    """Where nothing fits, upstream starts a debugger before it says so."""
+    kept, pdb.set_trace = pdb.set_trace, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        pdb.set_trace = kept
 
 
 def _rotation_vector(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3"]:

@@ -73,6 +73,13 @@ def test_a_fresh_draw_is_at_rest_and_numpy_s_generator_is_left_alone():
     assert moved < 2e-3
 
 
+def test_what_belongs_in_a_drawer_is_placed_in_it_at_every_draw():
+    made = env("libero/spatial-4")
+    for seed in range(3):
+        made.reset(seed=seed)
+        assert made._scene.upstream._eval_predicate(["in", "akita_black_bowl_1", "wooden_cabinet_1_top_region"])
+
+
 def test_objects_are_named_by_kind_and_moving_parts_move():
     made = env(DRAWER)
     observation, _ = made.reset(seed=0)

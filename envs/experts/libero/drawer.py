@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .cloud import Clouds, hits
 from .motion import CLOSED, OPEN, Skill, close_fingers, frame, move, open_fingers, reach
 from .scene import Joint, Pose, Rotation, Scene, Vector
+from .travel import approach
 from .wrist import easy_twin
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -60,25 +62,31 @@ def drag_open(scene: Scene, name: str, attempt: int = 0) -> Skill:
     """Opens a drawer too low for a grip: the tips of the closed fingers lean behind the bar's upper edge and draw it along."""
     joint = drawer_joint(scene, name)
     front = bar(scene, joint)
-    tilt = np.radians((45, 60, 50)[attempt % 3])
-    approach = -np.cos(tilt) * UP - np.sin(tilt) * front.outward
-    rotation = easy_twin(scene, frame(front.along, approach))
+    tilts = np.roll((45, 60, 50), -attempt)
+    options = [(np.radians(tilt), beside) for beside in (0.0, 0.025, -0.025) for tilt in tilts]
+    clouds = Clouds(scene)
+    around = clouds.around(front.center - 0.3, front.center + 0.35)
 
-    def hooked(rise: float, out: float) -> Pose:
-        """The tips behind the bar's edge, `rise` above it and `out` before it (m)."""
-        now = bar(scene, joint)
-        edge = now.center + (now.half[2] + rise) * UP + (out - now.half[0] - 0.009) * front.outward
-        return Pose(edge - TIP * approach, rotation)
+    def leaning(tilt: float) -> Rotation:
+        return easy_twin(scene, frame(front.along, -np.cos(tilt) * UP - np.sin(tilt) * front.outward))
 
-    edge = hooked(0.004, 0.0)
-    yield from move(scene, Pose(edge.position - 0.05 * approach, rotation), CLOSED, within=0.02, turned=0.2)
+    def hooked(rise: float, out: float, tilt: float, beside: float) -> Pose:
+        """The tips behind the bar's edge, `rise` above it, `out` before it and `beside` its middle (m)."""
+        now, rotation = bar(scene, joint), leaning(tilt)
+        edge = now.center + (now.half[2] + rise) * UP + (out - now.half[0] - 0.009) * front.outward + beside * front.along
+        return Pose(edge - TIP * rotation[:, 2], rotation)
+
+    tilt, beside = min(options, key=lambda item: hits(around, hooked(0.02, 0.02, *item), 0.0, 0.006))
+    edge = hooked(0.004, 0.0, tilt, beside)
+    rotation = edge.rotation
+    yield from approach(scene, clouds, edge, CLOSED, (), above=0.05)
     yield from move(scene, edge, CLOSED, within=0.006, turned=0.1, stalled=5)
     best, waited = 0.0, 0
     while openness(scene, name) < WIDE_OPEN and waited < PATIENCE:
-        yield reach(scene, hooked(-0.022, 0.045), CLOSED)
+        yield reach(scene, hooked(-0.022, 0.045, tilt, beside), CLOSED)
         now = openness(scene, name)
         best, waited = (now, 0) if now > best + 0.005 else (best, waited + 1)
-    yield from move(scene, Pose(scene.hand().position - 0.05 * approach, rotation), CLOSED, within=0.015, turned=1.0, stalled=4)
+    yield from move(scene, Pose(scene.hand().position - 0.05 * rotation[:, 2], rotation), CLOSED, within=0.015, turned=1.0, stalled=4)
     return openness(scene, name) >= ENOUGH
 
 

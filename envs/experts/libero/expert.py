@@ -9,11 +9,13 @@ import numpy as np
 from ...base import Values
 from .articulated import articulated
 from .cloud import Clouds
+from .drawer import ENOUGH, open_drawer, openness
 from .goals import Predicate, missing, ordered
 from .motion import OPEN, Action, Skill, move, reach
 from .pick import pick_and_place
 from .scene import Pose, Scene
 from .shelve import covered, shelve
+from .stow import in_drawer
 from .travel import raised
 
 
@@ -59,6 +61,8 @@ class LiberoExpert:
         special = articulated(scene, wanted, attempt)
         if special is not None:
             return special
+        if in_drawer(scene, wanted) and ("close", wanted[2]) in self.goal and openness(scene, wanted[2]) < ENOUGH:
+            return open_drawer(scene, wanted[2], attempt)
         if covered(scene, clouds, wanted):
             return shelve(scene, clouds, wanted, attempt)
         shared = [item for item in self.goal if len(item) == 3 and item[2] == wanted[2] and item != wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from .goals import Predicate
 from .grasp import OPENING, Grasp, candidates
 from .motion import CLOSED, FINGERS, OPEN, Skill, axis_angle, move, pointing_down, reach, turn_about
 from .place import Place, places
-from .scene import Pose, Scene
+from .scene import Pose, Scene, Vector
+from .stow import drawer_places, in_drawer, shifted
 from .travel import approach, at_height, clear_above, over, raised, reach_of
 
 NOMINAL = pointing_down(np.pi / 2)  # as the hand is when an episode begins
@@ -20,32 +22,36 @@ TILTS, FEW = (0.0, 0.5), 3  # rad that the hand leans; ways found, with which no
 RAISE = (0.004, 0.02, 0.04, 0.06, 0.08, 0.1)  # m above the rest at which a thing may be let go
 STILL, SHUT = 0.0008, 0.001  # m a step, of fingers that hold something; m between those that hold nothing
 STRETCH, FAR = 0.7, 8.0  # m from the robot's base, beyond which the arm is nearly straight and slow; what a metre of it costs
+STRAIGHT = 0.74  # m from there, beyond which leaning hands are looked for first
 NEAR = 0.025  # m from its place
 LOOSE = 0.015  # m by which the fingers open before the hand goes
-TURN, DROP, BLOCKED = 0.2, 10.0, 5.0
+TURN, DROP, BLOCKED, ACROSS = 0.2, 10.0, 5.0, 1.5
+MANY = 40  # grasps looked for where few will do
 
 
 class Plan(NamedTuple):
-    """The hand's pose at the grasp and the thing's then (world), where the thing is let go, and the cost of both."""
+    """The hand's pose at the grasp and the thing's then (world), where the thing is let go, the cost, a `way` as a place's."""
 
     grasp: Grasp
     thing: Pose
     release: Pose
     cost: float
+    way: tuple[Vector, ...] = ()
 
 
 def plans(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False) -> list[Plan]:
     """Ways to make "on" or "in" true by moving `predicate[1]`, the cheapest first and each with another grasp."""
     thing = predicate[1]
     now = scene.pose(thing)
-    spots = places(scene, clouds, predicate, spread)[:12]
+    spots = drawer_places(scene, clouds, predicate) if in_drawer(scene, predicate) else []
+    spots = spots or places(scene, clouds, predicate, spread)[:12]
     found: list[Plan] = []
     if spots:
         middle = spots[0].pose.position
         there = thinned(clouds.around(middle - 0.3, middle + 0.3, (thing,)), COARSE)
-        far = float(np.linalg.norm(now.position[:2] - _base(scene))) > STRETCH
+        far = float(np.linalg.norm(now.position[:2] - _base(scene))) > STRAIGHT
         for tilt in TILTS[::-1] if far else TILTS:
-            for grasp in grasps_of(scene, clouds, thing, tilt=tilt):
+            for grasp in grasps_of(scene, clouds, thing, MANY if spots[0].way else 12, tilt=tilt):
                 options = [_joined(grasp, now, spot, there) for spot in spots]
                 found.append(min(options, key=lambda item: item.cost))
             if sum(item.cost < BLOCKED for item in found) >= FEW:
@@ -87,9 +93,9 @@ def pick_and_place(scene: Scene, clouds: Clouds, predicate: Predicate, attempt: 
     if not (yield from take(scene, thing, hand)):
         yield from move(scene, raised(scene.hand(), 0.08), OPEN, within=0.03)
         return scene.fail(f"{thing} is not between the fingers, {scene.opening():.3f} apart")
-    if not (yield from held(scene, thing, _carry(scene, clouds, thing, plan.release))):
+    if not (yield from held(scene, thing, _carry(scene, clouds, thing, plan))):
         return False
-    yield from release(scene)
+    yield from release(scene, plan.way)
     return scene.holds(predicate) or scene.fail(
         f"{thing} lies at {np.round(scene.pose(thing).position - plan.release.position, 3)}"
     )
@@ -110,31 +116,39 @@ def take(scene: Scene, thing: str, hand: Pose) -> Skill:
     return scene.grasped(thing)
 
 
-def release(scene: Scene, up: float = 0.08) -> Skill:
-    """Opens the fingers and goes up."""
+def release(scene: Scene, way: Sequence[Vector] = (), up: float = 0.08) -> Skill:
+    """Opens the fingers and goes back, by the `way` (m from here) that it came and then up."""
     hand, before = scene.hand(), scene.opening()
     for _ in range(8):
         yield reach(scene, hand, OPEN)
         if scene.opening() > min(before + LOOSE, 0.07):
             break
-    return (yield from move(scene, raised(hand, up), OPEN, within=0.03, turned=3.2))
+    for offset in way[::-1]:
+        yield from move(scene, shifted(hand, offset), OPEN, within=0.02, turned=3.2)
+    return (yield from move(scene, raised(scene.hand() if way else hand, up), OPEN, within=0.03, turned=3.2))
 
 
-def _carry(scene: Scene, clouds: Clouds, thing: str, target: Pose) -> Skill:
-    """Brings the thing to `target`, from above; first from under what it may be under."""
+def _carry(scene: Scene, clouds: Clouds, thing: str, plan: Plan) -> Skill:
+    """Brings the thing to where it is let go, from above; first from under what it may be under."""
     start = scene.hand()
     aside = clear_above(clouds, thing, start)
     if aside.any():
         start = Pose(start.position + aside + np.array([0.0, 0.0, 0.02]), start.rotation)
         yield from move(scene, start, CLOSED, within=0.015)
-    goal = _hand_for(scene, thing, target)
+    goal = _hand_for(scene, thing, plan.release)
+    entry = shifted(goal, plan.way[0]) if plan.way else goal
     below, wide = reach_of(clouds.of(thing), start)
-    height = max(over(clouds, start, goal, below, wide, (thing,)), goal.position[2])
+    height = max(over(clouds, start, entry, below, wide, (thing,)), entry.position[2])
     yield from move(scene, at_height(start, max(height, start.position[2] + 0.03)), CLOSED, within=0.03, turned=3.2)
-    yield from move(scene, at_height(goal, height), CLOSED, within=0.02, turned=0.2)
+    yield from move(scene, at_height(entry, height), CLOSED, within=0.02, turned=0.2)
+    for offset in plan.way:
+        yield from move(scene, shifted(goal, offset), CLOSED, within=0.008, turned=3.2, limit=25, stalled=6)
+    if plan.way:
+        yield from move(scene, goal, CLOSED, within=0.006, turned=3.2, limit=25, stalled=6)
+        return True
     best, waited = np.inf, 0
     for _ in range(60):
-        goal = _hand_for(scene, thing, target)
+        goal = _hand_for(scene, thing, plan.release)
         far = float(np.linalg.norm(goal.position - scene.hand().position))
         if far < 0.008:
             return True
@@ -170,8 +184,15 @@ def _joined(grasp: Grasp, now: Pose, spot: Place, there: np.ndarray) -> Plan:
     turned = spot.pose.times(now.inverse().times(grasp.hand))
     turn = float(np.linalg.norm(axis_angle(turned.rotation @ NOMINAL.T)))
     cost = grasp.cost + spot.cost + TURN * turn
+    if spot.way:  # the thing tips on its way in, about the line between the fingers
+        cost += ACROSS * abs(float(turned.rotation[:, 0] @ spot.way[0])) / max(float(np.linalg.norm(spot.way[0][:2])), 0.01)
     for lift in RAISE:
         hand = raised(turned, lift)
-        if not hits(there, hand, min(grasp.width + 0.03, OPENING), 0.002):
-            return Plan(grasp, now, raised(spot.pose, lift), cost + DROP * lift)
-    return Plan(grasp, now, raised(spot.pose, RAISE[0]), cost + BLOCKED)
+        if not any(_hits(there, shifted(hand, offset), grasp) for offset in (np.zeros(3), *spot.way)):
+            return Plan(grasp, now, raised(spot.pose, lift), cost + DROP * lift, spot.way)
+    return Plan(grasp, now, raised(spot.pose, RAISE[0]), cost + BLOCKED, spot.way)
+
+
+def _hits(there: np.ndarray, hand: Pose, grasp: Grasp) -> int:
+    """How many points the hand would touch with its fingers a little wider than they hold."""
+    return hits(there, hand, min(grasp.width + 0.03, OPENING), 0.002)

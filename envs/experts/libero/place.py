@@ -10,7 +10,7 @@ import numpy as np
 from .cloud import CELL, Clouds, Heights
 from .goals import Predicate
 from .motion import turn_about
-from .scene import Points, Pose, Rotation, Scene
+from .scene import Points, Pose, Rotation, Scene, Vector
 
 UP = np.array([0.0, 0.0, 1.0])
 STEP = 0.015  # m between candidates
@@ -21,17 +21,24 @@ TURN, OFF, UNSURE, UNSTEADY = 0.2, 3.0, 0.3, 0.6
 
 
 class Place(NamedTuple):
-    """A pose of a thing's body at which it rests, or nearly, and a cost to compare by."""
+    """A pose of a thing's body at which it rests, or nearly, a cost to compare by, and offsets (m) by which it comes there.
+
+    Without such a `way` it comes straight from above.
+    """
 
     pose: Pose
     cost: float
+    way: tuple[Vector, ...] = ()
 
 
-def places(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False) -> list[Place]:
+def places(
+    scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False, ceiling: float = np.inf
+) -> list[Place]:
     """Poses of `predicate[1]` that make "on" or "in" `predicate[2]` true when it is let down from above; cheapest first.
 
     Args:
         spread: keep to the far side of a region that others are to share.
+        ceiling: m; what is higher is disregarded.
     """
     _, thing, target = predicate
     now, middle = scene.pose(thing), scene.pose(target).position
@@ -39,7 +46,7 @@ def places(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = Fa
     size = float(np.linalg.norm(body, axis=1).max())
     half = _half(scene, target)
     low, high = middle - half - size - 0.02, middle + half + size + 0.02
-    low[2], high[2] = middle[2] - 0.6, middle[2] + 0.6
+    low[2], high[2] = middle[2] - 0.6, min(middle[2] + 0.6, ceiling)
     heights = Heights(clouds.around(low, high, (thing,)), low, high)
     found: list[Place] = []
     for rotations in (_rotations(scene, target, now), _leaning(now)):
