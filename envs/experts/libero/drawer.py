@@ -86,7 +86,9 @@ def drag_open(scene: Scene, name: str, attempt: int = 0) -> Skill:
         yield reach(scene, hooked(-0.022, 0.045, tilt, beside), CLOSED)
         now = openness(scene, name)
         best, waited = (now, 0) if now > best + 0.005 else (best, waited + 1)
-    yield from move(scene, Pose(scene.hand().position - 0.05 * rotation[:, 2], rotation), CLOSED, within=0.015, turned=1.0, stalled=4)
+    yield from move(
+        scene, Pose(scene.hand().position - 0.05 * rotation[:, 2], rotation), CLOSED, within=0.015, turned=1.0, stalled=4
+    )
     return openness(scene, name) >= ENOUGH
 
 

@@ -9,14 +9,16 @@ import numpy as np
 from ...base import Values
 from .articulated import articulated
 from .cloud import Clouds
-from .drawer import ENOUGH, open_drawer, openness
+from .drawer import WIDE_OPEN, open_drawer, openness
 from .goals import Predicate, missing, ordered
 from .motion import OPEN, Action, Skill, move, reach
 from .pick import pick_and_place
 from .scene import Pose, Scene
 from .shelve import covered, shelve
-from .stow import in_drawer
+from .stow import cramped, in_drawer, sticks_out, tuck
 from .travel import raised
+
+TUCKS = 4  # tries at a thing in a drawer, after which the drawer is closed on it as it is
 
 
 class LiberoExpert:
@@ -49,7 +51,7 @@ class LiberoExpert:
         return self._resting()
 
     def _next(self) -> Skill | None:
-        wanted = missing(self.goal, self.scene.holds, self._before)
+        wanted = missing(self.goal, self._done, self._before)
         if wanted is None:
             return None
         self._rest, self._acted, self._doing = None, False, wanted
@@ -61,13 +63,25 @@ class LiberoExpert:
         special = articulated(scene, wanted, attempt)
         if special is not None:
             return special
-        if in_drawer(scene, wanted) and ("close", wanted[2]) in self.goal and openness(scene, wanted[2]) < ENOUGH:
+        if self._shut_in(wanted) and scene.holds(wanted):
+            return tuck(scene, clouds, wanted, attempt)
+        if self._shut_in(wanted) and openness(scene, wanted[2]) < WIDE_OPEN - 0.01 and cramped(scene, clouds, wanted):
             return open_drawer(scene, wanted[2], attempt)
         if covered(scene, clouds, wanted):
             return shelve(scene, clouds, wanted, attempt)
         shared = [item for item in self.goal if len(item) == 3 and item[2] == wanted[2] and item != wanted]
         spread = wanted[0] == "on" and any(not scene.holds(item) for item in shared)
         return pick_and_place(scene, clouds, wanted, attempt, spread)
+
+    def _shut_in(self, predicate: Predicate) -> bool:
+        """Whether it is about what goes into a drawer that is to be closed."""
+        return in_drawer(self.scene, predicate) and ("close", predicate[2]) in self.goal
+
+    def _done(self, predicate: Predicate) -> bool:
+        """Whether `predicate` is true, and what is in a drawer lets it be closed (unless that had no success)."""
+        if not self.scene.holds(predicate) or not self._shut_in(predicate) or self.attempts.get(predicate, 0) > TUCKS:
+            return self.scene.holds(predicate)
+        return self.scene.holds(("close", predicate[2])) or not sticks_out(self.scene, self.clouds, predicate)
 
     def _finished(self, success: bool) -> None:
         """Notes how a skill ended. Where there was no way even to begin, the hand goes up a little before the next try."""

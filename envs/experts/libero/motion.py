@@ -26,6 +26,7 @@ Skill = Generator[Action, None, bool]
 OPEN, CLOSED = -1.0, 1.0
 METRES, RADIANS = 0.05, 0.5  # at an action of 1
 GAIN, TURN_GAIN = 1.6, 1.4  # of the error that one action asks for: higher ones overshoot
+RISE, TRAVEL = 0.6, 0.06  # of what an action may ask for, that goes upwards first from this far off, m
 FINGERS = 20  # steps in which the fingers open or close fully: they lag behind the command, which takes 8
 
 
@@ -43,7 +44,7 @@ def reach(scene: Scene, target: Pose, grip: float, speed: float = 1.0, ahead: Ve
     if ahead is not None:
         delta = delta + ahead / (0.3 * METRES)
     turn = TURN_GAIN * axis_angle(target.rotation @ hand.rotation.T) / RADIANS
-    return np.concatenate([_limited(delta, speed), _limited(turn, min(1.0, speed + 0.2)), [grip]]).astype(np.float32)
+    return np.concatenate([_rising(delta, speed), _limited(turn, min(1.0, speed + 0.2)), [grip]]).astype(np.float32)
 
 
 def move(
@@ -159,6 +160,14 @@ def _until_still(scene: Scene, grip: float, target: Pose | None, limit: int) -> 
         if still >= 2 and step >= 5:
             return True
     return True
+
+
+def _rising(delta: Vector, most: float) -> Vector:
+    """`delta` at a norm of at most `most`. Far from the target height goes first: a hand that turns and travels sinks."""
+    limited, up = _limited(delta, most), min(float(delta[2]), RISE * most)
+    if limited[2] >= up or float(np.linalg.norm(delta[:2])) < TRAVEL * GAIN / METRES:
+        return limited
+    return np.append(_limited(delta[:2], float(np.sqrt(most**2 - up**2))), up)
 
 
 def _limited(vector: np.ndarray, most: float) -> np.ndarray:

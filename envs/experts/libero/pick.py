@@ -18,12 +18,14 @@ from .travel import approach, at_height, clear_above, over, raised, reach_of
 
 NOMINAL = pointing_down(np.pi / 2)  # as the hand is when an episode begins
 YAWS = 12
-TILTS, FEW = (0.0, 0.5), 3  # rad that the hand leans; ways found, with which no more leaning ones are looked for
+# How the hand leans (axis times angle, rad): not, towards the robot, to either side; ways that are enough.
+UPRIGHT, BACK, SIDES, FEW = (0.0, 0.0, 0.0), (0.0, -0.5, 0.0), ((-0.5, 0.0, 0.0), (0.5, 0.0, 0.0)), 3
 RAISE = (0.004, 0.02, 0.04, 0.06, 0.08, 0.1)  # m above the rest at which a thing may be let go
 STILL, SHUT = 0.0008, 0.001  # m a step, of fingers that hold something; m between those that hold nothing
 STRETCH, FAR = 0.7, 8.0  # m from the robot's base, beyond which the arm is nearly straight and slow; what a metre of it costs
 STRAIGHT = 0.74  # m from there, beyond which leaning hands are looked for first
 NEAR = 0.025  # m from its place
+BESIDE, SLOWLY = 0.008, 0.01  # m sideways off, as long as which it is let down by aiming this much lower (m) only
 LOOSE = 0.015  # m by which the fingers open before the hand goes
 TURN, DROP, BLOCKED, ACROSS = 0.2, 10.0, 5.0, 1.5
 MANY = 40  # grasps looked for where few will do
@@ -50,8 +52,8 @@ def plans(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = Fal
         middle = spots[0].pose.position
         there = thinned(clouds.around(middle - 0.3, middle + 0.3, (thing,)), COARSE)
         far = float(np.linalg.norm(now.position[:2] - _base(scene))) > STRAIGHT
-        for tilt in TILTS[::-1] if far else TILTS:
-            for grasp in grasps_of(scene, clouds, thing, MANY if spots[0].way else 12, tilt=tilt):
+        for lean in (BACK, UPRIGHT, *SIDES) if far else (UPRIGHT, *SIDES, BACK):
+            for grasp in grasps_of(scene, clouds, thing, MANY if spots[0].way else 12, lean=lean):
                 options = [_joined(grasp, now, spot, there) for spot in spots]
                 found.append(min(options, key=lambda item: item.cost))
             if sum(item.cost < BLOCKED for item in found) >= FEW:
@@ -59,15 +61,17 @@ def plans(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = Fal
     return sorted(found, key=lambda item: item.cost)
 
 
-def grasps_of(scene: Scene, clouds: Clouds, thing: str, most: int = 12, apart: float = 0.02, tilt: float = 0.0) -> list[Grasp]:
-    """Grasps of a thing that the hand can be in, the cheapest first: from above, `tilt` (rad) towards the robot."""
+def grasps_of(
+    scene: Scene, clouds: Clouds, thing: str, most: int = 12, apart: float = 0.02, lean: Sequence[float] = UPRIGHT
+) -> list[Grasp]:
+    """Grasps of a thing that the hand can be in, the cheapest first: from above, turned by `lean` (axis times angle, rad)."""
     now, cloud = scene.pose(thing), clouds.of(thing)
     around = clouds.around(cloud.min(0) - 0.15, cloud.max(0) + np.array([0.15, 0.15, 0.3]), (thing,))
     centre = scene.data.subtree_com[scene.body(thing)].copy()
     x = now.rotation[:, int(np.argmin(np.abs(now.rotation[2])))]
     yaws = np.arctan2(x[1], x[0]) + np.arange(YAWS) * np.pi / YAWS
-    lean = turn_about(np.array([0.0, -1.0, 0.0]), tilt)
-    found = candidates(cloud, around, centre, [lean @ pointing_down(float(yaw)) for yaw in yaws], NOMINAL, most, apart)
+    turn = turn_about(np.array(lean), float(np.linalg.norm(lean))) if any(lean) else np.eye(3)
+    found = candidates(cloud, around, centre, [turn @ pointing_down(float(yaw)) for yaw in yaws], NOMINAL, most, apart)
     base = _base(scene)
     stretched = [max(0.0, float(np.linalg.norm(item.hand.position[:2] - base)) - STRETCH) for item in found]
     found = [item._replace(cost=item.cost + FAR * far) for item, far in zip(found, stretched, strict=True)]
@@ -148,13 +152,15 @@ def _carry(scene: Scene, clouds: Clouds, thing: str, plan: Plan) -> Skill:
         return True
     best, waited = np.inf, 0
     for _ in range(60):
-        goal = _hand_for(scene, thing, plan.release)
-        far = float(np.linalg.norm(goal.position - scene.hand().position))
+        goal, hand = _hand_for(scene, thing, plan.release), scene.hand()
+        far = float(np.linalg.norm(goal.position - hand.position))
         if far < 0.008:
             return True
         best, waited = (far, 0) if far < best - 0.001 else (best, waited + 1)
         if waited > (6 if far < NEAR else 25):  # it rests on something; farther off the arm is only slow
             return True
+        if float(np.linalg.norm((goal.position - hand.position)[:2])) > BESIDE:
+            goal = at_height(goal, max(float(goal.position[2]), float(hand.position[2]) - SLOWLY))
         yield reach(scene, goal, CLOSED)
     return True
 

@@ -31,9 +31,7 @@ class Place(NamedTuple):
     way: tuple[Vector, ...] = ()
 
 
-def places(
-    scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False, ceiling: float = np.inf
-) -> list[Place]:
+def places(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = False, ceiling: float = np.inf) -> list[Place]:
     """Poses of `predicate[1]` that make "on" or "in" `predicate[2]` true when it is let down from above; cheapest first.
 
     Args:

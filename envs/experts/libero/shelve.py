@@ -14,7 +14,7 @@ from .motion import CLOSED, OPEN, Skill, axis_angle, move, reach, turn_about
 from .pick import NOMINAL, grasps_of, held, take
 from .place import would_hold
 from .scene import Points, Pose, Rotation, Scene, Vector
-from .travel import approach, at_height, over, reach_of
+from .travel import TIP, approach, at_height, over, reach_of
 
 UP = np.array([0.0, 0.0, 1.0])
 CELL = 0.005  # m, of the grid that says where there is something
@@ -25,6 +25,8 @@ TILTS = (0.0, 0.35, 0.6, 0.9, 1.2, np.pi / 2)  # rad by which the hand leans so 
 OUTSIDE = 0.02  # m before the region's face from where it goes straight in
 TURN, OFF, DEEP = 0.25, 2.0, 3.0
 ENOUGH = 3
+FLUSH = 0.008  # m that a thing has to lie behind a face with a door
+SIDE, PUSHING = 0.011, 25  # m, half of the closed fingers' thickness; steps that a push lasts
 
 
 class Solid:
@@ -86,6 +88,8 @@ def shelve(scene: Scene, clouds: Clouds, predicate: Predicate, attempt: int) -> 
     for _ in range(4):
         yield reach(scene, hand, OPEN)
     yield from move(scene, Pose(hand.position + 0.1 * out, hand.rotation), OPEN, within=0.02, turned=1.0)
+    if scene.joints(scene.parent(predicate[2]) or predicate[2]):  # a door is to be closed on it
+        yield from _push_in(scene, clouds, thing, out, face)
     return scene.holds(predicate) or scene.fail(f"{thing} does not lie inside")
 
 
@@ -130,6 +134,27 @@ def ways(
                     break
                 if count >= ENOUGH:
                     return
+
+
+def _push_in(scene: Scene, clouds: Clouds, thing: str, out: Vector, face: Vector) -> Skill:
+    """What still stands out of the face is pushed in with the tips of the closed fingers, the hand turned as it is."""
+    rotation = scene.hand().rotation
+
+    def touching(gap: float) -> Pose:
+        cloud = clouds.of(thing)
+        ahead = cloud @ out
+        foremost = cloud[ahead > ahead.max() - 0.004].mean(0)
+        return Pose(foremost + (gap + SIDE) * out - TIP * rotation[:, 2], rotation)
+
+    if ((clouds.of(thing) - face) @ out).max() < -FLUSH:
+        return True
+    yield from move(scene, touching(0.03), CLOSED, within=0.012, turned=0.3)
+    for _ in range(PUSHING):
+        if ((clouds.of(thing) - face) @ out).max() < -FLUSH:
+            break
+        yield reach(scene, touching(-0.04), CLOSED, speed=0.7)
+    hand = scene.hand().position
+    return (yield from move(scene, Pose(hand + 0.08 * out, rotation), CLOSED, within=0.03, turned=1.0))
 
 
 def _turns(out: Vector) -> list[tuple[Rotation, float]]:

@@ -6,8 +6,11 @@ import numpy as np
 
 from .cloud import Clouds, Heights
 from .goals import Predicate
+from .motion import CLOSED, Skill, move, pointing_down, reach
 from .place import Place, places
 from .scene import Points, Pose, Scene, Vector
+from .travel import TIP, approach, raised
+from .wrist import easy_twin
 
 SHIFTS = np.arange(0.0, 0.081, 0.005)  # m towards the drawer's front at which a thing may come down before it goes in
 GAP = 0.004  # m kept to what is above
@@ -16,6 +19,8 @@ CLEAR = 0.003  # m by which a thing is carried above what it just doesn't touch
 FRAME = 0.004  # m above the drawer's walls up to which a thing still passes under the frame
 DEARER = 4.0  # what a metre of going in sideways costs
 MOST = 12
+EDGE, PRESSED, BESIDE, FURTHER = 0.006, 0.014, 0.02, 0.045  # m: what counts as the highest edge; where it is pushed, how far
+STEPS = 12  # that a push lasts
 
 
 def in_drawer(scene: Scene, predicate: Predicate) -> bool:
@@ -26,6 +31,11 @@ def in_drawer(scene: Scene, predicate: Predicate) -> bool:
 def sticks_out(scene: Scene, clouds: Clouds, predicate: Predicate) -> bool:
     """Whether a thing in a drawer is higher than the drawer's walls, so that the drawer can't be closed."""
     return float(clouds.of(predicate[1])[:, 2].max()) > _top(scene, clouds, predicate[2]) + FRAME
+
+
+def cramped(scene: Scene, clouds: Clouds, predicate: Predicate) -> bool:
+    """Whether a thing can't be let down into a drawer from straight above, for what hangs over it."""
+    return all(item.way for item in drawer_places(scene, clouds, predicate))
 
 
 def drawer_places(scene: Scene, clouds: Clouds, predicate: Predicate) -> list[Place]:
@@ -77,6 +87,30 @@ def _way(surface: Points, spot: Vector, outward: Vector, inside: Heights, over: 
 def _top(scene: Scene, clouds: Clouds, region: str) -> float:
     """The upper edge of a drawer's walls, m."""
     return float(clouds.of(scene.joint_body(scene.joints(region)[0].name))[:, 2].max())
+
+
+def tuck(scene: Scene, clouds: Clouds, predicate: Predicate, attempt: int) -> Skill:
+    """Makes a thing that leans in a drawer lie in it: its highest edge is pushed down, or aside every second time."""
+    thing, target = predicate[1], predicate[2]
+    cloud = clouds.of(thing)
+    top = float(cloud[:, 2].max())
+    edge = cloud[cloud[:, 2] > top - EDGE].mean(0)
+    ahead = (scene.pose(thing).position - edge) * [1.0, 1.0, 0.0]
+    ahead = ahead / max(float(np.linalg.norm(ahead)), 1e-9)
+    rotation = easy_twin(scene, pointing_down(float(np.arctan2(ahead[0], -ahead[1]))))
+    low = max(top - PRESSED, _top(scene, clouds, target) + FRAME)
+    ends = (np.append((edge - BESIDE * ahead)[:2], low + TIP), np.append((edge + FURTHER * ahead)[:2], low + TIP))
+    if attempt % 2 == 0:
+        ends = (np.append(edge[:2], top + TIP), np.append(edge[:2], top + TIP - FURTHER))
+    start = Pose(ends[0], rotation)
+    yield from approach(scene, clouds, start, CLOSED, (), above=0.05)
+    yield from move(scene, start, CLOSED, within=0.008, turned=0.15)
+    for _ in range(STEPS):
+        if not sticks_out(scene, clouds, predicate):
+            break
+        yield reach(scene, Pose(ends[1], rotation), CLOSED)
+    yield from move(scene, raised(scene.hand(), 0.08), CLOSED, within=0.02, turned=1.0)
+    return not sticks_out(scene, clouds, predicate) or scene.fail(f"{thing} sticks out of the drawer")
 
 
 def shifted(pose: Pose, by: Vector) -> Pose:

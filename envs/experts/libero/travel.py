@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cloud import Clouds, Heights
+from .cloud import COARSE, Clouds, Heights, hits, thinned
 from .motion import Skill, move
-from .scene import Points, Pose, Scene
+from .scene import MAX_OPENING, Points, Pose, Scene
 
 CLEAR = 0.02  # m kept above what is passed over
 HAND = 0.1  # m, half of the palm's width
 PALM = 0.031  # m from the grip site up to the palm
 ASIDE = (0.0, 0.03, 0.06, 0.09, 0.12)  # m that are tried to get from under something
 LEANING = -0.97  # z of the direction out of the hand, above which it leans and has to come in along that direction
+BACK = (0.11, 0.15)  # m along its own axis that a leaning hand may begin before what it takes
+DESCENT = (0.0, 0.04, 0.08, 0.12, 0.16)  # m above there where it must fit too
 TIP = 0.0095  # m from the grip site down to the fingertips
 
 
@@ -45,12 +47,24 @@ def approach(scene: Scene, clouds: Clouds, target: Pose, grip: float, without: t
     height = over(clouds, hand, target, TIP, 0.035, without)
     if hand.position[2] < height - CLEAR:
         yield from move(scene, at_height(hand, height), grip, within=0.03, turned=3.2)
-    before = Pose(target.position - above * target.rotation[:, 2], target.rotation)
+    before = _back(clouds, target, above, without)
     top = at_height(before, max(height, float(before.position[2])))
-    there = yield from move(scene, top, grip, within=0.03, turned=0.25)
-    if target.rotation[2, 2] > LEANING:
+    leaning = target.rotation[2, 2] > LEANING
+    there = yield from move(scene, top, grip, within=0.015 if leaning else 0.03, turned=0.15 if leaning else 0.25)
+    if leaning:
         there = yield from move(scene, before, grip, within=0.015, turned=0.15)
     return there
+
+
+def _back(clouds: Clouds, target: Pose, above: float, without: tuple[str, ...]) -> Pose:
+    """`target` drawn back by `above` (m) or, where the leaning hand couldn't come down to there, farther."""
+    back = [Pose(target.position - by * target.rotation[:, 2], target.rotation) for by in (above, *BACK)]
+    if target.rotation[2, 2] <= LEANING:
+        return back[0]
+    low, high = target.position - 0.4, target.position + 0.4
+    around = thinned(clouds.around(low, high, without), COARSE)
+    free = [item for item in back if not any(hits(around, raised(item, up), MAX_OPENING, 0.004) for up in DESCENT)]
+    return free[0] if free else back[0]
 
 
 def at_height(pose: Pose, height: float) -> Pose:
