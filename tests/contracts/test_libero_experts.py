@@ -19,7 +19,7 @@ from kinoise.envs.libero import Libero
 pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
 
 # By task: the steps that a demonstration may take.
-TASKS = {"libero/object-0": 160, "libero/spatial-0": 160, "libero/90-86": 200}
+TASKS = {"libero/object-0": 160, "libero/spatial-5": 160, "libero/goal-3": 280, "libero/90-86": 200}
 BOWL, PLATE = "akita_black_bowl_1", "plate_1"
 
 

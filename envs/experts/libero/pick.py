@@ -13,6 +13,7 @@ from .grasp import OPENING, Grasp, candidates
 from .motion import CLOSED, FINGERS, OPEN, Skill, axis_angle, move, pointing_down, reach, turn_about
 from .place import Place, places
 from .scene import Pose, Scene, Vector
+from .shake import neighbours, shake_off
 from .stow import drawer_places, in_drawer, shifted
 from .travel import approach, at_height, clear_above, over, raised, reach_of
 
@@ -90,13 +91,15 @@ def pick_and_place(scene: Scene, clouds: Clouds, predicate: Predicate, attempt: 
     if not options:
         return scene.fail(f"no way to grasp {thing} and put it there")
     plan = options[attempt % len(options)]
-    hand = plan.grasp.hand
+    hand, beside = plan.grasp.hand, neighbours(scene, thing)
     yield from approach(scene, clouds, hand, OPEN, ())
     if not (yield from move(scene, hand, OPEN, within=0.012, turned=0.08)):
         return scene.fail(f"grasp of {thing} out of reach: {np.round(hand.position - scene.hand().position, 3)}")
     if not (yield from take(scene, thing, hand)):
         yield from move(scene, raised(scene.hand(), 0.08), OPEN, within=0.03)
         return scene.fail(f"{thing} is not between the fingers, {scene.opening():.3f} apart")
+    if beside and not (yield from held(scene, thing, shake_off(scene, beside))):
+        return False
     if not (yield from held(scene, thing, _carry(scene, clouds, thing, plan))):
         return False
     yield from release(scene, plan.way)
