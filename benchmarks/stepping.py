@@ -1,7 +1,7 @@
 """A control step of LIBERO beside upstream's: `python -m benchmarks.stepping [task=libero/goal-0] [blocks=20]`.
 
-Both sides carry out the same random actions from the same stored state, in blocks of 20 steps by turns, on one simulation that is
-set back between them: `upstream` by robosuite's own step with its observations, `kinoise` by `Env.step` with ours.
+Both sides carry out the same random actions from the same stored state, in blocks of 20 steps by turns, on one simulation that
+is set back between them: `upstream` by robosuite's own step with its observations, `kinoise` by `Env.step` with ours.
 """
 
 from __future__ import annotations
