@@ -20,17 +20,10 @@ from kinoise.config import parse, run
 from kinoise.spec import KinoiseError
 from omegaconf import MISSING
 
+from .evaluation import Decode
 from .record import ratio, write
 
 TARGETS = {"episodes": 1.6, "steps": 0.7}
-
-
-@dataclass
-class Decode:
-    """Laid over the checkpoint's own settings; null keeps them."""
-
-    sampler: str | None = None
-    steps: int | None = None
 
 
 @dataclass

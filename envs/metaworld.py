@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from ..spec import Feature, KinoiseError, Spec
 from .base import Env, Expert, Values, check_pictures
-from .rendering import Data, Model, Renderer, load_mujoco
+from .rendering import Data, Model, Renderer, load_mujoco, unstable
 
 if TYPE_CHECKING:
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
@@ -147,7 +147,7 @@ class Metaworld(Env):
         if not self._begun or self._sim.curr_path_length >= self.horizon:
             raise KinoiseError(f"{self.task}: the episode has not begun, or has reached its {self.horizon} steps: call reset")
         state, reward, _, truncated, info = self._sim.step(self.bounded(action))
-        if self._sim.unstable:
+        if unstable(self._sim.data):
             raise KinoiseError(f"{self.task}: the physics became unstable at step {self._sim.curr_path_length}. Call reset.")
         return self._observation(state), float(reward), False, bool(truncated), {"success": bool(info["success"])}
 
@@ -219,11 +219,6 @@ def _seeded(task: str) -> type[Any]:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     upstream: type[SawyerXYZEnv] = ALL_V3_ENVIRONMENTS[f"{task}-v3"]
-    unstable = [
-        mujoco.mjtWarning.mjWARN_BADQPOS,
-        mujoco.mjtWarning.mjWARN_BADQVEL,
-        mujoco.mjtWarning.mjWARN_BADQACC,
-    ]
 
     class Seeded(upstream):
         def __init__(self, model: Model | None = None) -> None:
@@ -258,10 +253,5 @@ def _seeded(task: str) -> type[Any]:
             """The draw of the episode."""
             assert self._last_rand_vec is not None
             return self._last_rand_vec
-
-        @property
-        def unstable(self) -> bool:
-            """Whether MuJoCo met numbers it could not go on with, upon which it resets the world and says nothing."""
-            return any(self.data.warning[kind].number for kind in unstable)
 
     return Seeded

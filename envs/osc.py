@@ -42,7 +42,7 @@ class OscStepper:
     buffers of recent values, its observables nor its time.
 
     Args:
-        env: robosuite's, after its `reset`.
+        env: robosuite's, after its `reset`; each episode takes a new stepper.
 
     Raises:
         KinoiseError: another controller, robot or integrator than this follows.
@@ -68,12 +68,7 @@ class OscStepper:
         self._jacobian = np.zeros((6, self._model.nv))
         self._inertia = np.zeros((self._model.nv, self._model.nv))
         self._initial = np.array(controller.initial_joint)
-        self._start = np.array(controller.goal_ori)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets the episode before: the orientation that was held, and how far the fingers were told to close."""
-        self._held, self._grip = self._start, np.zeros(len(self._fingers))
+        self._held, self._grip = np.array(controller.goal_ori), np.zeros(len(self._fingers))
 
     def step(self, action: Float[np.ndarray, "7"]) -> None:
         """One control step: `action` in [-1, 1], by 0.05 m along and 0.5 rad about each axis, then -1 open, 1 closed."""

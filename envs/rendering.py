@@ -50,6 +50,12 @@ def load_mujoco() -> Any:
     return mujoco
 
 
+def unstable(data: Data) -> bool:
+    """Whether MuJoCo met numbers it could not go on with, upon which it resets the world and says nothing."""
+    kinds = load_mujoco().mjtWarning
+    return any(data.warning[int(kind)].number for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC))
+
+
 class Renderer:
     """Draws a model's cameras into memory.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pdb
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,8 @@ from jaxtyping import Float32, Float64
 
 from ...spec import KinoiseError
 from ..osc import OscStepper
-from ..rendering import load_mujoco
+from ..rendering import load_mujoco, unstable
+from ..robosuite.upstream import drawing
 from .assets import load_libero
 from .distractors import crowded
 from .names import definition, suite_of
@@ -55,7 +56,7 @@ class Scene:
         kind = TASK_MAPPING[bddl_utils.get_problem_info(str(file))["problem_name"]]
         strengths = dict(perturb or {})
         kind = crowded(kind) if "distractors" in strengths else kind
-        with _seeded(0):
+        with _drawing(0):
             self.upstream: Any = _quickly(kind, textured)(
                 str(file),
                 robots=["Panda"],
@@ -103,7 +104,7 @@ class Scene:
             self._perturber.restore()
         # Upstream places things in and on fixtures as if these stood where the compiled model has them.
         self.model.body_pos[:], self.model.body_quat[:] = self._compiled
-        with _seeded(seed), _without_debugger():
+        with _drawing(seed), _without_debugger():
             for attempt in range(TRIES):
                 try:
                     self.upstream.reset()
@@ -127,7 +128,7 @@ class Scene:
         """A twentieth of a second. Raises KinoiseError when the physics became unstable."""
         self._stepper.step(action.astype(np.float64))
         self.upstream._post_process()
-        if not np.isfinite(self.data.qpos).all() or self.data.warning.number[_UNSTABLE].any():
+        if not np.isfinite(self.data.qpos).all() or unstable(self.data):
             raise KinoiseError("the physics became unstable. Call reset.")
 
     def initial(self) -> dict[str, Any]:
@@ -166,9 +167,6 @@ class Scene:
         self.upstream.close()
 
 
-_UNSTABLE = slice(4, 7)  # mjWARN_BADQPOS, BADQVEL, BADQACC: upon which MuJoCo resets the world and says nothing
-
-
 def _quickly(kind: type[Any], textured: bool) -> type[Any]:
     """`kind`, an upstream class, whose instances share what was compiled for the same scene before."""
 
@@ -200,15 +198,9 @@ def _plain(xml: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Upstream draws from NumPy's global generator: it is seeded for the while, and left as it was."""
-    kept = np.random.get_state()
-    np.random.seed(np.random.SeedSequence(seed).generate_state(1)[0])
-    try:
-        yield
-    finally:
-        np.random.set_state(kept)
+def _drawing(seed: int) -> AbstractContextManager[None]:
+    """Upstream draws from NumPy's global generator, which takes seeds of 32 bits."""
+    return drawing(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from ...spec import Feature, KinoiseError, Spec
 from ..base import Env, Expert, Values, check_pictures
-from ..rendering import Renderer, load_mujoco
+from ..rendering import Renderer, unstable
 from .recorded import made, require
 from .upstream import CLASSES, RATE, TASKS, build, draw_cube, drawing, robosuite_version, stepper
 
@@ -83,7 +83,7 @@ class Robosuite(Env):
         action = self.bounded(action).astype(np.float64)
         found = self._step(action)
         self._steps += 1
-        if self._unstable():
+        if unstable(self._data):
             self._steps = self._end
             raise KinoiseError(f"{self.task}: the physics became unstable. Call reset.")
         info = {"success": bool(self._sim._check_success())}
@@ -127,13 +127,6 @@ class Robosuite(Env):
         if self._renderer is not None:
             values |= {f"image.{name}": self._renderer.draw(self._data, name, self._size) for name in self._cameras}
         return values
-
-    def _unstable(self) -> bool:
-        """Whether MuJoCo met numbers it could not go on with, upon which it resets the world and says nothing."""
-        kinds = load_mujoco().mjtWarning
-        return any(
-            self._data.warning[int(kind)].number for kind in (kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC)
-        )
 
 
 def _spec(task: str, cameras: Sequence[str], size: int) -> Spec:
