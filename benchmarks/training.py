@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -48,15 +49,19 @@ class Benchmark:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def bare_loop(trainer: Trainer) -> Callable[[], None]:
-    """One update of a copy of the trainer's policy, on batches that are already where they are needed."""
+def bare_loop(trainer: Trainer, autocast: Callable[[], AbstractContextManager[Any]]) -> Callable[[], None]:
+    """One update of a copy of the trainer's policy, on batches that are already where they are needed.
+
+    Args:
+        autocast: makes the context that the loss is computed in.
+    """
     device, policy = trainer.accelerator.device, copy.deepcopy(trainer.policy)
     optimizer, gen = make_optimizer(policy, trainer.config), torch.Generator().manual_seed(0)
     batches = [to_device(trainer.windows.batch(trainer.order.indices(step)), device) for step in range(POOL)]
     calls = count()
 
     def update() -> None:
-        with trainer.accelerator.autocast():
+        with autocast():
             loss = policy.loss(batches[next(calls) % POOL], gen).total
         loss.backward()
         optimizer.step()
@@ -85,7 +90,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
         run = RunDirectory(Path(directory), config.keep)
         with run.claimed(resume=False):
             session = make_session(settings, run, None, store, accelerator, Console(stderr=True))
-            sides = {"bare": bare_loop(session.trainer), "kinoise": session.update}
+            sides = {"bare": bare_loop(session.trainer, accelerator.autocast), "kinoise": session.update}
             with session.opened():
                 for update in sides.values():
                     seconds(update, WARM, accelerator.device)
