@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from ..spec import Feature, KinoiseError, Spec
-from .base import Env, Expert, Values, check_pictures
-from .rendering import Data, Model, Renderer, load_mujoco, unstable
+from .base import Expert, Values, check_pictures
+from .pictured import Pictured, image_features
+from .rendering import Data, Model, load_mujoco, unstable
 
 if TYPE_CHECKING:
     from metaworld.sawyer_xyz_env import SawyerXYZEnv
@@ -90,9 +90,6 @@ SUITES = {
 PROPRIO = "proprio"
 CAMERAS = ("topview", "corner", "corner2", "corner3", "corner4", "behindGripper", "gripperPOV")
 
-# The pose that others give upstream's far-away "corner2" by hand.
-VIEW, VIEW_SIZE = "corner4", 384
-
 # Arrays of a compiled model that are larger than this are meshes and textures, which no task changes.
 SMALL_BYTES = 2**16
 
@@ -106,7 +103,7 @@ def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> Metaw
     return Metaworld(task, render=render, cameras=cameras, size=size)
 
 
-class Metaworld(Env):
+class Metaworld(Pictured):
     """One of Metaworld's tasks; arguments as for `envs.make`.
 
     Observes "state" (39): hand, gripper opening, up to two objects' positions and quaternions (unused places are 0), all of
@@ -116,19 +113,19 @@ class Metaworld(Env):
     With cameras there is also "proprio" (4), what a robot knows without looking: hand and gripper opening.
     """
 
+    view = "corner4"  # the pose that others give upstream's far-away "corner2" by hand
+
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
         check_pictures(cameras, size, CAMERAS)
         self._class = _seeded(task)
         self._sim = self._class()
         self._model: Model = self._sim.model
         self._pristine = _small_arrays(self._model)
-        self._cameras, self._size, self._renderer, self._begun = tuple(cameras), size, None, False
-        self.render_mode = "rgb_array" if render else None
+        self._begun = False
+        spec, horizon, model = _spec(1 / self._sim.dt, cameras, size), self._sim.max_path_length, self._model
         super().__init__(
-            f"metaworld/{task}", TASKS[task], _spec(1 / self._sim.dt, self._cameras, size), self._sim.max_path_length
+            f"metaworld/{task}", TASKS[task], spec, horizon, model=model, render=render, cameras=cameras, size=size
         )
-        if render or self._cameras:
-            self._renderer = Renderer(self._model, max(size if self._cameras else 0, VIEW_SIZE if render else 0))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)
@@ -162,24 +159,18 @@ class Metaworld(Env):
 
         return ScriptedExpert(self.task.removeprefix("metaworld/"))
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        if self._renderer is None or self.render_mode is None:
-            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
-        return self._renderer.draw(self._sim.data, VIEW, VIEW_SIZE)
-
     def close(self) -> None:
         self._sim.close()
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        super().close()
+
+    @property
+    def _data(self) -> Data:
+        return self._sim.data
 
     def _observation(self, state: np.ndarray) -> Values:
         values = {"state": state.astype(np.float32)}
-        if self._renderer is not None and self._cameras:
-            values[PROPRIO] = values["state"][:4].copy()
-            for camera in self._cameras:
-                values[f"image.{camera}"] = self._renderer.draw(self._sim.data, camera, self._size)
-        return values
+        proprio = {PROPRIO: values["state"][:4].copy()} if self._cameras else {}
+        return values | proprio | self._pictures()
 
 
 def _spec(rate: float, cameras: Sequence[str], size: int) -> Spec:
@@ -194,7 +185,7 @@ def _spec(rate: float, cameras: Sequence[str], size: int) -> Spec:
         unit=(*units, *units, "m", "m", "m"),
     )
     seen = {PROPRIO: Feature((4,), names=tuple(now[:4]), unit=tuple(units[:4]))} if cameras else {}
-    seen |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    seen |= image_features(cameras, size)
     action = Feature(shape=(4,), names=(*place, "gripper"), unit=("cm", "cm", "cm", "1"), low=(-1.0,) * 4, high=(1.0,) * 4)
     return Spec({"state": state, **seen}, action, rate=rate, control="delta", gripper=(3,), language=True)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import UInt8
 
 from ..spec import Feature, KinoiseError, Spec
-from .base import Env, Expert, Values, check_pictures
-from .rendering import Renderer, load_mujoco
+from .base import Expert, Values, check_pictures
+from .pictured import Pictured, image_features
+from .rendering import Data, load_mujoco
 
 TASKS = {
     "cube-single": "put the cube at its goal",
@@ -30,7 +30,6 @@ HORIZONS = {"cube-single": 200, "cube-double": 500, "scene": 750, "puzzle-3x3": 
 RATE = 20.0
 GOALS = 5
 """Of each task, numbered from 1 upstream; which of them an episode has is drawn, or its index modulo their number."""
-VIEW, VIEW_SIZE = "front", 384
 
 REACH = ("cm", "cm", "cm", "rad", "1")
 STEP = (5.0, 5.0, 5.0, 0.3, 1.0)
@@ -46,7 +45,7 @@ def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> OGBen
     return OGBench(task, render=render, cameras=cameras, size=size)
 
 
-class OGBench(Env):
+class OGBench(Pictured):
     """One of the tasks; arguments as for `envs.make`.
 
     Observes, in metres and radians where upstream scales: "proprio" (19), the arm's joints with their velocities, the position
@@ -61,19 +60,17 @@ class OGBench(Env):
     """
 
     stored = GOALS
+    view = "front"
 
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
         check_pictures(cameras, size, CAMERAS)
         self._sim = _seeded(task)(task, shown=not cameras)
-        self._cameras, self._size, self._steps = tuple(cameras), size, -1
+        self._steps = -1
         self._initial: list[float] | None = None
-        self.render_mode = "rgb_array" if render else None
         self._sim.begin(0, 1)  # compiles the model
         values = self._states()
-        super().__init__(f"ogbench/{task}", TASKS[task], _spec(values, self._sim, self._cameras, size), HORIZONS[task])
-        self._renderer: Renderer | None = None
-        if render or cameras:
-            self._renderer = Renderer(self._sim.model, max(size if cameras else 0, VIEW_SIZE if render else 0))
+        spec, horizon, model = _spec(values, self._sim, cameras, size), HORIZONS[task], self._sim.model
+        super().__init__(f"ogbench/{task}", TASKS[task], spec, horizon, model=model, render=render, cameras=cameras, size=size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)
@@ -84,7 +81,7 @@ class OGBench(Env):
         self._steps = 0
         values = self._states()
         self._initial = [float(goal), *(float(item) for item in np.concatenate([values["objects"], values["proprio"]]))]
-        return values | self._images(), {"goal": goal}
+        return values | self._pictures(), {"goal": goal}
 
     def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, dict[str, Any]]:
         if not 0 <= self._steps < self.horizon:
@@ -97,7 +94,7 @@ class OGBench(Env):
             self._steps = -1
             raise KinoiseError(f"{self.task}: the physics became unstable. Call reset.")
         success = {"success": bool(info["success"])}
-        return values | self._images(), float(reward), False, self._steps >= self.horizon, success
+        return values | self._pictures(), float(reward), False, self._steps >= self.horizon, success
 
     def initial(self) -> dict[str, Any]:
         """`goal`: its number upstream; `state`: objects and arm. Raises KinoiseError before `reset`."""
@@ -110,25 +107,14 @@ class OGBench(Env):
 
         return OracleExpert(self._sim, np.asarray(STEP))
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        if self.render_mode is None or self._renderer is None:
-            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
-        return self._renderer.draw(self._sim.data, VIEW, VIEW_SIZE)
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+    @property
+    def _data(self) -> Data:
+        return self._sim.data
 
     def _states(self) -> Values:
         info = self._sim.compute_ob_info()
         parts = {"proprio": _proprio(info), "objects": _objects(info), "goal": _goal(self._sim)}
         return {key: np.concatenate([item for _, _, item in part]).astype(np.float32) for key, part in parts.items()}
-
-    def _images(self) -> Values:
-        if self._renderer is None:
-            return {}
-        return {f"image.{name}": self._renderer.draw(self._sim.data, name, self._size) for name in self._cameras}
 
 
 Part = tuple[Sequence[str], Sequence[str], np.ndarray]
@@ -143,7 +129,7 @@ def _spec(values: Values, sim: Any, cameras: Sequence[str], size: int) -> Spec:
     for key, parts in {"proprio": _proprio(info), "objects": _objects(info), "goal": _goal(sim)}.items():
         names, units = ([item for part in parts for item in part[index]] for index in (0, 1))
         observations[key] = Feature((len(values[key]),), names=tuple(map(str, names)), unit=tuple(map(str, units)))
-    observations |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    observations |= image_features(cameras, size)
     low, high = tuple(-item for item in STEP), STEP
     action = Feature((5,), names=("x", "y", "z", "yaw", "gripper"), unit=REACH, low=low, high=high)
     return Spec(observations, action, rate=RATE, control="delta", gripper=(4,), language=True)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from ...spec import Feature, KinoiseError, Spec
-from ..base import Env, Expert, Values, check_pictures
-from ..rendering import Renderer
+from ..base import Expert, Values, check_pictures
+from ..pictured import Pictured, image_features
+from ..rendering import Data
 from .names import HORIZONS, SUITES, TASKS, canonical, suite_of
 from .objects import Objects, objects_feature
 from .paraphrase import paraphrase
@@ -20,8 +20,6 @@ from .scene import IDLE, SETTLE, Scene
 __all__ = ["CAMERAS", "PERTURBATIONS", "SUITES", "TASKS", "Libero", "canonical", "make"]
 
 CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "sideview", "galleryview")
-COLLISION_GEOMS = 0  # the group of what robosuite hides in pictures
-VIEW, VIEW_SIZE = "agentview", 384
 RATE = 20.0
 
 
@@ -29,7 +27,7 @@ def make(task: str, *, render: bool, cameras: Sequence[str], size: int, perturb:
     return Libero(task, render=render, cameras=cameras, size=size, perturb=perturb)
 
 
-class Libero(Env):
+class Libero(Pictured):
     """One of LIBERO's 130 tasks; arguments as for `envs.make`.
 
     Observes "state" (8): the gripper's position, the hand's rotation vector and the fingers' positions, as LIBERO's data sets
@@ -41,6 +39,9 @@ class Libero(Env):
     `reset(seed=..., options={"index": i})` takes the stored initial state of number i modulo `stored`, as it is: the seed then
     draws where the fixtures stand, within a centimetre, which no stored state says.
     """
+
+    view = "agentview"
+    hidden = (0,)  # the group of geometries that collide, which robosuite doesn't draw
 
     def __init__(
         self,
@@ -57,15 +58,11 @@ class Libero(Env):
         self._rewording = int(strengths.pop("instruction", 0))
         self._scene = Scene(task, textured=render or bool(cameras), perturb=strengths)
         self._objects = Objects(self._scene.upstream)
-        self._cameras, self._size, self._renderer = tuple(cameras), size, None
-        self.render_mode = "rgb_array" if render else None
         self.stored, self.settle = len(self._scene.stored), SETTLE
         self._initial: dict[str, Any] | None = None
         self._steps = 0
-        super().__init__(f"libero/{task}", TASKS[task], _spec(self._cameras, size), HORIZONS[suite_of(task)])
-        if render or self._cameras:
-            largest = max(size if self._cameras else 0, VIEW_SIZE if render else 0)
-            self._renderer = Renderer(self._scene.model, largest, hidden=(COLLISION_GEOMS,))
+        spec, horizon, model = _spec(cameras, size), HORIZONS[suite_of(task)], self._scene.model
+        super().__init__(f"libero/{task}", TASKS[task], spec, horizon, model=model, render=render, cameras=cameras, size=size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)
@@ -99,28 +96,18 @@ class Libero(Env):
 
         return LiberoExpert(self._scene.upstream)
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        if self._renderer is None or self.render_mode is None:
-            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
-        return self._renderer.draw(self._scene.data, VIEW, VIEW_SIZE)
-
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        super().close()
         self._scene.close()
+
+    @property
+    def _data(self) -> Data:
+        return self._scene.data
 
     def _observation(self) -> Values:
         scene = self._scene
-        values = {
-            "state": scene.state,
-            "rotation": scene.rotation,
-            "objects": self._objects.read(scene.hand, scene.base),
-        }
-        if self._renderer is not None:
-            for camera in self._cameras:
-                values[f"image.{camera}"] = self._renderer.draw(scene.data, camera, self._size)
-        return values
+        states = {"state": scene.state, "rotation": scene.rotation, "objects": self._objects.read(scene.hand, scene.base)}
+        return states | self._pictures()
 
 
 def _spec(cameras: Sequence[str], size: int) -> Spec:
@@ -130,7 +117,7 @@ def _spec(cameras: Sequence[str], size: int) -> Spec:
         "rotation": Feature((6,), names=("r00", "r10", "r20", "r01", "r11", "r21"), unit=("1",) * 6),
         "objects": objects_feature(),
     }
-    observations |= {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
+    observations |= image_features(cameras, size)
     action = Feature(
         (7,),
         names=(*place, *turn, "gripper"),

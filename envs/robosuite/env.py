@@ -7,11 +7,11 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 
 from ...spec import Feature, KinoiseError, Spec
-from ..base import Env, Expert, Values, check_pictures
-from ..rendering import Renderer, unstable
+from ..base import Expert, Values, check_pictures
+from ..pictured import Pictured, image_features
+from ..rendering import Data, Model, unstable
 from .recorded import made, require
 from .upstream import CLASSES, RATE, TASKS, build, draw_cube, drawing, robosuite_version, stepper
 
@@ -22,8 +22,6 @@ OBJECT = "object"
 OBSERVED = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
 OBJECT_SIZE = {"lift": 10, "can": 14, "square": 14}
 ACTION = 7
-VIEW, VIEW_SIZE = "agentview", 384
-COLLISION = 0  # the group of geometries that collide, which robosuite doesn't draw
 
 
 def canonical(name: str) -> str:
@@ -41,7 +39,7 @@ def check_recorded(task: str, env_args: Mapping[str, Any]) -> None:
     require(task, version("robosuite"), env_args)
 
 
-class Robosuite(Env):
+class Robosuite(Pictured):
     """One of the tasks; arguments as for `envs.make`.
 
     Observes what robomimic trains on, as robosuite's own observables give it: "robot0_eef_pos" (3), where the gripper is (m);
@@ -54,18 +52,18 @@ class Robosuite(Env):
     files say none of it. Pictures are robosuite's own, pixel for pixel, but with row 0 at the top, as robomimic stores them.
     """
 
+    view = "agentview"
+    plain = False
+    hidden = (0,)  # the group of geometries that collide, which robosuite doesn't draw
+
     def __init__(self, task: str, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
         check_pictures(cameras, size, CAMERAS)
         self._sim = build(task)
-        self._name, self._cameras, self._size = task, tuple(cameras), size
+        self._name = task
         self._step: Callable[[np.ndarray], Mapping[str, np.ndarray]] | None = None
         self._steps, self._end, self._initial = 0, 0, {}
-        self._renderer: Renderer | None = None
-        self.render_mode = "rgb_array" if render else None
-        super().__init__(f"robosuite/{task}", TASKS[task], _spec(task, cameras, size), HORIZON)
-        if render or self._cameras:
-            largest = max(size if self._cameras else 0, VIEW_SIZE if render else 0)
-            self._renderer = Renderer(self._model, largest, plain=False, hidden=(COLLISION,))
+        pictures = {"model": self._model, "render": render, "cameras": cameras, "size": size}
+        super().__init__(f"robosuite/{task}", TASKS[task], _spec(task, cameras, size), HORIZON, **pictures)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         self._initial = {}
@@ -103,34 +101,22 @@ class Robosuite(Env):
 
         return RobosuiteExpert(self._name, self._sim)
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        if self._renderer is None or self.render_mode is None:
-            raise KinoiseError(f"{self.task} was made without pictures for people. Make it with render=True.")
-        return self._renderer.draw(self._data, VIEW, VIEW_SIZE)
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
-
     @property
-    def _model(self) -> Any:
+    def _model(self) -> Model:
         return self._sim.sim.model._model
 
     @property
-    def _data(self) -> Any:
+    def _data(self) -> Data:
         return self._sim.sim.data._data
 
     def _observation(self, found: Mapping[str, np.ndarray]) -> Values:
         values = {OBJECT: np.array(found["object-state"], np.float32)}
-        values |= {key: np.array(found[key], np.float32) for key in OBSERVED}
-        if self._renderer is not None:
-            values |= {f"image.{name}": self._renderer.draw(self._data, name, self._size) for name in self._cameras}
-        return values
+        return values | {key: np.array(found[key], np.float32) for key in OBSERVED} | self._pictures()
 
 
 def _spec(task: str, cameras: Sequence[str], size: int) -> Spec:
-    images = {f"image.{camera}": Feature((size, size, 3), "image") for camera in cameras}
     states = {OBJECT: Feature((OBJECT_SIZE[task],))} | {key: Feature((count,)) for key, count in OBSERVED.items()}
     action = Feature((ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
-    return Spec(states | images, action, rate=float(RATE), control="delta", gripper=(ACTION - 1,), language=False)
+    return Spec(
+        states | image_features(cameras, size), action, rate=float(RATE), control="delta", gripper=(ACTION - 1,), language=False
+    )

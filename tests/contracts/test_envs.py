@@ -17,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from kinoise.envs import ENVS, choices, episode_seed, make, tasks
 from kinoise.envs import metaworld as ours
 from kinoise.envs.base import Simulator
+from kinoise.envs.pictured import VIEW_SIZE
 from kinoise.spec import KinoiseError
 
 MODULES = {name: import_module(f"kinoise.envs{module}") for name, module in ENVS.items()}
@@ -288,7 +289,7 @@ def test_images_are_as_the_spec_says():
     assert list(env.spec.observations) == list(observation)
     assert observation["image.corner"].shape == (48, 48, 3)
     frame = env.render()
-    assert frame.shape == (ours.VIEW_SIZE, ours.VIEW_SIZE, 3)
+    assert frame.shape == (VIEW_SIZE, VIEW_SIZE, 3)
     assert frame.dtype == np.uint8
 
 

@@ -129,7 +129,7 @@ def test_pictures_are_robosuite_s_turned_upright():
 
     sim = mine._sim.sim
     context = MjRenderContextOffscreen(sim, device_id=-1)
-    context.vopt.geomgroup[ours.COLLISION] = 0
+    context.vopt.geomgroup[list(mine.hidden)] = 0
     for camera in CAMERAS:
         wanted = sim.render(camera_name=camera, width=32, height=32)[::-1]
         np.testing.assert_array_equal(observation[f"image.{camera}"], wanted)
