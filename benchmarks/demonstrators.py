@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
                 task,
                 index,
                 episode_seed(0, task, index),
-                Terms(1, (), first.horizon, wait, first.idle or ()),
+                Terms(1, (), envs.horizon(task) or first.horizon, wait, first.idle or ()),
                 driver=Demonstrator(settings.noise),
             )
             for task in tasks

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     # Worker processes import this file too: they are not to load torch.
     import torch
     from kinoise import envs
-    from kinoise.eval.presets import Wanted
+    from kinoise.eval.presets import Wanted, survey
     from kinoise.eval.rollout import Rollout, look
     from kinoise.eval.slot import Job, Outcome, ReplayDriver
     from kinoise.eval.workers import Workers
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     episodes: dict[str, list[float]] = {"sequential": [], "batched": [], "bare": []}
     steps: dict[str, list[float]] = {name: [] for name in episodes}
     with Workers(make, workers) as pool:
-        protocol = wanted.resolve(settings.env, tasks, look(pool, tasks[0]))
+        protocol = wanted.resolve(settings.env, tasks, survey(tasks, lambda task: look(pool, task)))
         jobs = protocol.jobs(policy.config.history, tuple(policy.spec.observations))
         alone.build(tasks)
         timed("sequential", pool, jobs[:1])

@@ -133,7 +133,7 @@ class Env(gymnasium.Env[Any, np.ndarray]):
 
 @runtime_checkable
 class Simulator(Protocol):
-    """What a module named in ENVS holds."""
+    """What a module named in ENVS holds; and, where its tasks' episodes are not equally long, `horizon(task)`."""
 
     TASKS: Mapping[str, str]
     """Instructions by task."""
@@ -226,6 +226,20 @@ def instruction(task: str) -> str:
     """What `task`, a full id, asks for; without building it. Raises KinoiseError when there is no such task."""
     found = _find(task)
     return _load(found.simulator).TASKS[found.name]
+
+
+def family(task: str) -> str:
+    """The simulator, and its place, of `task`, a full id. A family's tasks show and take the same, and begin alike."""
+    place, own = split(task)
+    return task if is_mapping(own) else place + own.partition("/")[0]
+
+
+def horizon(task: str) -> int | None:
+    """Most steps of an episode of `task`, a full id, without building it; None where all its family have as many."""
+    _, own = split(task)
+    simulator, _, name = own.partition("/")
+    said = None if is_mapping(own) or simulator not in ENVS else getattr(_load(simulator), "horizon", None)
+    return None if said is None else said(name)
 
 
 def check_recorded(tasks: Sequence[str], env_args: Mapping[str, Any]) -> None:

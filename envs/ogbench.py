@@ -41,6 +41,11 @@ def canonical(name: str) -> str:
     return name.removesuffix("-v0")
 
 
+def horizon(task: str) -> int:
+    """Most steps of an episode."""
+    return HORIZONS[task]
+
+
 def make(task: str, *, render: bool, cameras: Sequence[str], size: int) -> OGBench:
     return OGBench(task, render=render, cameras=cameras, size=size)
 
@@ -69,8 +74,8 @@ class OGBench(Pictured):
         self._initial: list[float] | None = None
         self._sim.begin(0, 1)  # compiles the model
         values = self._states()
-        spec, horizon, model = _spec(values, self._sim, cameras, size), HORIZONS[task], self._sim.model
-        super().__init__(f"ogbench/{task}", TASKS[task], spec, horizon, model=model, render=render, cameras=cameras, size=size)
+        spec, most, model = _spec(values, self._sim, cameras, size), horizon(task), self._sim.model
+        super().__init__(f"ogbench/{task}", TASKS[task], spec, most, model=model, render=render, cameras=cameras, size=size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)

@@ -26,7 +26,7 @@ from .films import film
 from .latency import MEASURED, Late, Latency, parse_latency, samples
 from .ledger import LEDGER, Conditions, Entry, Key, Ledger, read_ledger
 from .player import Player
-from .presets import Wanted, check_perturbations
+from .presets import Wanted, check_perturbations, survey
 from .progress import EpisodeProgress
 from .protocol import Shard
 from .result import VIDEOS, Planning, account, overlap
@@ -131,7 +131,7 @@ def evaluate(
     make_seen = make or envs.showing(policy.spec, strengths)
     workers = workers or len(os.sched_getaffinity(0))
     with _staging(out, video) as films, Workers(make_seen, workers) as pool, _torch_threads(threads):
-        found = _fitting(pool, make or envs.make, tasks[0], policy.spec, video > 0)
+        found = survey(tasks, lambda task: _fitting(pool, make or envs.make, task, policy.spec, video > 0))
         played_by = wanted.resolve(env, tasks, found, _size(policy.spec))
         history = policy.config.history
         jobs = played_by.jobs(history, tuple(policy.spec.observations))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from .. import envs
@@ -152,22 +152,24 @@ class Wanted:
             found[kind] = strength
         return found
 
-    def resolve(self, env: str, tasks: Sequence[str], simulator: Simulator, size: int | None = None) -> EvaluationProtocol:
+    def resolve(
+        self, env: str, tasks: Sequence[str], simulators: Mapping[str, Simulator], size: int | None = None
+    ) -> EvaluationProtocol:
         """The protocol, with every value.
 
         Args:
             env: as it was asked for.
             tasks: their full ids.
-            simulator: what the first task's says of itself.
+            simulators: what each task's says of itself.
             size: of the images that the policy looks at, if it looks at any.
 
         Raises:
-            UsageError: a preset for other tasks; `wait` where no action leaves everything as it is.
+            UsageError: a preset for other tasks; tasks that begin in different ways; `wait` without an action to wait with.
         """
-        preset = self.preset(tasks)
+        preset, simulator = self.preset(tasks), _alike(simulators)
         values: dict[str, Any] = {
             "episodes": EPISODES,
-            "horizon": simulator.horizon,
+            "horizon": _by_task({task: simulators[task].horizon for task in tasks}),
             "seed": SEED,
             "wait": simulator.settle,
             "images": UPRIGHT,
@@ -175,9 +177,8 @@ class Wanted:
             "size": None,
         }
         if preset is not None:
-            steps = {task: _steps(preset, task) for task in tasks}
             values |= {name: getattr(preset, name) for name in values if name not in ("horizon", "seed")}
-            values |= {"horizon": steps if len(set(steps.values())) > 1 else steps[tasks[0]]}
+            values |= {"horizon": _by_task({task: _steps(preset, task) for task in tasks})}
             values |= {} if preset.seed is None else {"seed": preset.seed}
         asked = {name: getattr(self, name) for name in ("episodes", "horizon", "seed", "wait", "images")}
         asked |= {"perturb": None if self.perturb is None else self.strengths(), "size": values["size"] and size}
@@ -202,6 +203,14 @@ class Wanted:
             idle=idle if values["wait"] and idle is not None else (),
             **values,
         )
+
+
+def survey(tasks: Sequence[str], look: Callable[[str], Simulator]) -> dict[str, Simulator]:
+    """What each task's simulator says of itself; one task of each family is looked at. See `Wanted.resolve`."""
+    first = {envs.family(task): task for task in reversed(tasks)}
+    seen = {name: look(task) for name, task in reversed(first.items())}
+    found = {task: seen[envs.family(task)] for task in tasks}
+    return {task: replace(item, horizon=envs.horizon(task) or item.horizon) for task, item in found.items()}
 
 
 def check_perturbations(perturb: Mapping[str, float], tasks: Sequence[str]) -> None:
@@ -230,6 +239,25 @@ def as_settings(protocol: Mapping[str, Any]) -> dict[str, Any]:
     if strengths or known:
         settings["perturb"] = ",".join(f"{kind}:{strength:g}" for kind, strength in strengths.items()) or None
     return settings
+
+
+def _by_task(steps: Mapping[str, int | None]) -> int | Mapping[str, int | None] | None:
+    """One number where all are the same."""
+    return steps if len(set(steps.values())) > 1 else next(iter(steps.values()))
+
+
+def _alike(simulators: Mapping[str, Simulator]) -> Simulator:
+    """The first, if all begin an episode as it does. Raises UsageError otherwise."""
+    first, *others = simulators
+    for task in others:
+        differ = [
+            f"{name}: {mine} and {its}"
+            for name in ("stored", "settle", "idle")
+            if (mine := getattr(simulators[first], name)) != (its := getattr(simulators[task], name))
+        ]
+        if differ:
+            raise UsageError(f"{first} and {task} begin differently ({'; '.join(differ)}): evaluate them in turn")
+    return simulators[first]
 
 
 def _simulator(task: str) -> str:

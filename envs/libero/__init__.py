@@ -23,6 +23,11 @@ CAMERAS = ("agentview", "robot0_eye_in_hand", "frontview", "birdview", "sideview
 RATE = 20.0
 
 
+def horizon(task: str) -> int:
+    """Most steps of an episode; by suite, as in the literature (docs/evaluation.md)."""
+    return HORIZONS[suite_of(task)]
+
+
 def make(task: str, *, render: bool, cameras: Sequence[str], size: int, perturb: Mapping[str, float] | None = None) -> Libero:
     return Libero(task, render=render, cameras=cameras, size=size, perturb=perturb)
 
@@ -61,8 +66,8 @@ class Libero(Pictured):
         self.stored, self.settle = len(self._scene.stored), SETTLE
         self._initial: dict[str, Any] | None = None
         self._steps = 0
-        spec, horizon, model = _spec(cameras, size), HORIZONS[suite_of(task)], self._scene.model
-        super().__init__(f"libero/{task}", TASKS[task], spec, horizon, model=model, render=render, cameras=cameras, size=size)
+        spec, most, model = _spec(cameras, size), horizon(task), self._scene.model
+        super().__init__(f"libero/{task}", TASKS[task], spec, most, model=model, render=render, cameras=cameras, size=size)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)

@@ -13,7 +13,7 @@ from kinoise.config import UsageError
 from kinoise.envs import episode_seed
 from kinoise.envs.libero.names import SUITES
 from kinoise.eval.evaluate import evaluate
-from kinoise.eval.presets import PRESETS, STANDARD, Wanted, as_settings
+from kinoise.eval.presets import PRESETS, STANDARD, Wanted, as_settings, survey
 from kinoise.eval.protocol import EvaluationProtocol
 from kinoise.eval.slot import MIRRORED, TURNS, UPSIDE_DOWN, Job, Simulator, Slot, Terms
 from kinoise.spec import Feature, KinoiseError, Spec
@@ -34,7 +34,7 @@ STEPS = {
 def resolve(
     tasks: tuple[str, ...], size: int | None = None, simulator: Simulator = SIMULATOR, **wanted: Any
 ) -> EvaluationProtocol:
-    return Wanted(**wanted).resolve("env", tasks, simulator, size)
+    return Wanted(**wanted).resolve("env", tasks, dict.fromkeys(tasks, simulator), size)
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -48,6 +48,32 @@ def test_liberos_presets_have_the_values_of_those_they_are_named_after(name: str
         "mode": (0, (), 20, "upright", None),
     }.get(name, (10, (0, 0, 0, 0, 0, 0, -1), 50, MIRRORED, 256))
     assert (found.wait, found.idle, found.episodes, found.images, found.size) == (wait, idle, episodes, images, size)
+
+
+def test_without_a_preset_every_task_has_its_own_horizon():
+    pair = (LIBERO["spatial"][0], LIBERO["10"][0])
+    looked: list[str] = []
+
+    def look(task: str) -> Simulator:
+        looked.append(task)
+        return replace(SIMULATOR, horizon=220)
+
+    found = Wanted().resolve("env", pair, survey(pair, look))
+    assert looked == [pair[0]], "one of a family is built"
+    assert found.horizon == dict(zip(pair, (220, 520), strict=True))
+    assert [found.steps(task) for task in pair] == [220, 520]
+    assert resolve(pair[:1], simulator=replace(SIMULATOR, horizon=9)).horizon == 9
+    assert Wanted(horizon=7).resolve("env", pair, survey(pair, look)).horizon == 7
+
+
+def test_tasks_of_several_simulators_have_to_begin_alike():
+    pair = ("libero/spatial-0", "metaworld/push")
+    simulators = {"libero/spatial-0": SIMULATOR, "metaworld/push": Simulator(SPEC, 77)}
+    with pytest.raises(UsageError, match=r"spatial-0 and metaworld/push begin differently \(stored: 50 and 0; idle: .*in turn"):
+        Wanted().resolve("env", pair, survey(pair, simulators.__getitem__))
+    alike = {"pusht/pusht": Simulator(SPEC, 300), "metaworld/push": Simulator(SPEC, 77)}
+    found = Wanted().resolve("env", tuple(alike), survey(tuple(alike), alike.__getitem__))
+    assert found.horizon == {"pusht/pusht": 300, "metaworld/push": 77}
 
 
 def test_the_other_presets():
