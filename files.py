@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -107,6 +108,26 @@ def output_directory(path: Path) -> Iterator[None]:
             with suppress(OSError):  # not empty
                 path.rmdir()
         raise
+
+
+@contextmanager
+def claimed(path: Path, doing: str) -> Iterator[None]:
+    """Keeps other processes that claim the directory `path` out during the block; the kernel ends it when the process ends.
+
+    Args:
+        doing: what the other one does there, for the error: "trains".
+
+    Raises KinoiseError when another process has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise KinoiseError(f"{path}: another process {doing} there. Wait for it, or choose another out=.") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def link(path: Path, target: str) -> None:

@@ -21,7 +21,7 @@ from gymnasium import spaces
 from jaxtyping import Float32, UInt8
 
 from ..spec import Feature, KinoiseError, Spec
-from .mapping import is_mapping
+from .mapping import digest, is_mapping
 from .remote.place import split
 
 Values = dict[str, np.ndarray]
@@ -40,6 +40,10 @@ ENVS = {
 
 class EnvLost(KinoiseError):
     """The process that has the environment is gone, and the episode with it; the next `reset` starts another."""
+
+
+class EnvGone(KinoiseError):
+    """What was had once can't be had again: no further episode can be played."""
 
 
 @runtime_checkable
@@ -138,7 +142,7 @@ class Simulator(Protocol):
     TASKS: Mapping[str, str]
     """Instructions by task."""
     SUITES: Mapping[str, Sequence[str]]
-    """Tasks by suite."""
+    """Tasks by suite. With suites, all tasks have one spec."""
     CAMERAS: Sequence[str]
     """What `cameras` of `make` may name."""
 
@@ -229,9 +233,25 @@ def instruction(task: str) -> str:
 
 
 def family(task: str) -> str:
-    """The simulator, and its place, of `task`, a full id. A family's tasks show and take the same, and begin alike."""
+    """What `task`, a full id, and others are of that show and take the same, and begin alike: a simulator that has suites,
+    and its place; else the task itself.
+    """
     place, own = split(task)
-    return task if is_mapping(own) else place + own.partition("/")[0]
+    simulator = own.partition("/")[0]
+    if is_mapping(own) or (simulator in ENVS and not _load(simulator).SUITES):
+        return task
+    return place + simulator
+
+
+def bare(task: str) -> str:
+    """A full id without its place, and without the folder of a mapping file: the same wherever the task is simulated."""
+    _, own = split(task)
+    return PurePath(own).name if is_mapping(own) else own
+
+
+def described(tasks: Sequence[str]) -> dict[str, str]:
+    """Of those that are mapping files here, what `mapping.digest` makes of their content; elsewhere it can't be read."""
+    return {task: digest(task) for task in tasks if not split(task)[0] and is_mapping(task)}
 
 
 def horizon(task: str) -> int | None:
@@ -280,9 +300,7 @@ def episode_seed(seed: int, task: str, index: int) -> int:
     """
     if seed < 0 or index < 0:
         raise KinoiseError(f"expected a seed and an index of at least 0, came seed={seed}, index={index}")
-    _, own = split(task)
-    own = PurePath(own).name if is_mapping(own) else own
-    name = int.from_bytes(hashlib.sha256(own.encode()).digest()[:16])
+    name = int.from_bytes(hashlib.sha256(bare(task).encode()).digest()[:16])
     return int(np.random.SeedSequence([seed, name, index]).generate_state(1, np.uint64)[0] >> np.uint64(11))
 
 

@@ -8,6 +8,8 @@ starts an interpreter.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -121,6 +123,12 @@ def read(task: str) -> dict[str, Any]:
     if isinstance(python, str) and "/" in python:
         value["python"] = str(Path(task).parent.absolute() / Path(python).expanduser())
     return cast(dict[str, Any], value)
+
+
+def digest(task: str) -> str:
+    """A SHA-256 of what decides the environment that a file describes: all but where, and how patiently, it is simulated."""
+    decides = {key: item for key, item in read(task).items() if key not in ("python", "timeout")}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def parse(task: str, value: Mapping[str, Any]) -> EnvMap:

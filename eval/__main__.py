@@ -181,6 +181,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             soft_wrap=True,
         )
     cost = result["decode_cost"]
+    if cost["nfe_per_plan"] is None:  # no episode came as far as a plan
+        return
     evaluations = f"a plan takes {cost['nfe_per_plan']:.3g} network evaluations"
     if cost["plan_batch"]["mean"] is None:  # merged, or all of it played before
         console.print(evaluations, highlight=False, soft_wrap=True)

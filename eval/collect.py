@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from .. import envs
 from ..config import UsageError, parse
 from ..data.base import Episode
 from ..data.native import NativeStore, write_store
+from ..envs.base import Env
 from ..files import disk_errors, read_json, sync, write_json
 from ..provenance import versions
 from ..spec import KinoiseError
@@ -56,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         UsageError: a key or a value that doesn't exist.
-        KinoiseError: unknown task or camera, no OpenGL for images, `out` exists, an expert that nearly always fails, disk full.
+        KinoiseError: unknown task or camera, no OpenGL for images, tasks that see different things, `out`
+            exists, an expert that nearly always fails, disk full.
     """
     settings = parse("collect", Settings, argv, about=ABOUT, choices={"env": envs.choices, "cameras": envs.cameras})
     _check(settings)
@@ -64,8 +67,9 @@ def main(argv: Sequence[str]) -> int:
     recipe = Recipe(settings.seed, settings.noise, tuple(str(camera) for camera in settings.cameras), settings.size)
     _check_out(out, settings.overwrite)
     env = recipe.make(tasks[0])
+    _require_one_spec(env, tasks, recipe)
     folder = Folder(out.with_name(f"{out.name}.partial"))
-    _prepare(folder.path, recipe, settings.overwrite)
+    _prepare(folder.path, tasks, recipe, settings.overwrite)
     ledgers = [Ledger(task, settings.episodes, folder.found(task)) for task in tasks]
 
     begin = time.perf_counter()
@@ -99,6 +103,16 @@ def _check(settings: Settings) -> None:
         raise UsageError(f"out={settings.out}: expected the path of a folder that is to be made")
 
 
+def _require_one_spec(first: Env, tasks: Sequence[str], recipe: Recipe) -> None:
+    """Raises SpecMismatch, before any work, when the tasks don't fit into one data set."""
+    known = {envs.family(first.task)}
+    for task in tasks:
+        if envs.family(task) not in known:
+            known.add(envs.family(task))
+            with closing(recipe.make(task)) as other:
+                first.spec.require(other.spec, (first.task, f"{task} (collect it by itself)"))
+
+
 def _check_out(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -108,10 +122,12 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise KinoiseError(f"{out} is not a data set, so overwrite=true leaves it alone. Choose another out=, or remove it.")
 
 
-def _prepare(partial: Path, recipe: Recipe, overwrite: bool) -> None:
+def _prepare(partial: Path, tasks: Sequence[str], recipe: Recipe, overwrite: bool) -> None:
     """Makes sure that what is in `partial` came, and will come, from the same recipe."""
     found = versions()
     now = {**asdict(recipe), "hold": HOLD, "versions": {name: found[name] for name in LIBRARIES if name in found}}
+    if mappings := envs.described(tasks):
+        now["mappings"] = mappings
     now["cameras"] = list(recipe.cameras)
     file = partial / "collect.json"
     if file.exists():

@@ -17,7 +17,7 @@ import torch
 from .. import envs
 from ..config import UsageError
 from ..data import open_store
-from ..files import new_directory, output_directory, write_json
+from ..files import claimed, new_directory, output_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
 from ..policies.checkpoint import identity
@@ -118,11 +118,6 @@ def evaluate(
         raise UsageError(f"ensemble={ensemble}, pin={pin}: expected at least 0, and no pin: what it keeps is not carried out")
     drawn, own = parse_latency(latency), None if shard is None else Shard.parse(shard)
     _check_parts(own, resume, until, measured=drawn is None, saved=out is not None and checkpoint is not None)
-    before = read_ledger(out / LEDGER) if resume and out is not None else None
-    if drawn is None and before is not None and before[0].latency.text == MEASURED:
-        drawn = before[0].latency  # the delays have to go on as they were
-    if drawn is not None:
-        _late(policy, drawn, execute)
     demonstrations = None if data is None else open_store(data).info
     tasks = envs.tasks(env)
     envs.check_recorded(tasks, policy.recorded)
@@ -130,7 +125,12 @@ def evaluate(
     check_perturbations(strengths, tasks)
     make_seen = make or envs.showing(policy.spec, strengths)
     workers = workers or len(os.sched_getaffinity(0))
+    if drawn is not None:
+        _late(policy, drawn, execute)
     with _staging(out, video) as films, Workers(make_seen, workers) as pool, _torch_threads(threads):
+        before = read_ledger(out / LEDGER) if resume and out is not None else None
+        if drawn is None and before is not None and before[0].latency.text == MEASURED:
+            drawn = before[0].latency  # the delays have to go on as they were
         found = survey(tasks, lambda task: _fitting(pool, make or envs.make, task, policy.spec, video > 0))
         played_by = wanted.resolve(env, tasks, found, _size(policy.spec))
         history = policy.config.history
@@ -204,7 +204,10 @@ def _check_parts(own: Shard | None, resume: bool, until: float | None, *, measur
 
 
 def _kept(before: tuple[Conditions, dict[Key, Entry]] | None, conditions: Conditions, out: Path | None) -> list[Entry]:
-    """What need not be played again. Raises KinoiseError with every difference from what `out` was begun with."""
+    """What need not be played again: an error may have been an accident, the machine's or the network's.
+
+    Raises KinoiseError with every difference from what `out` was begun with.
+    """
     if before is None:
         return []
     found, entries = before
@@ -214,7 +217,7 @@ def _kept(before: tuple[Conditions, dict[Key, Entry]] | None, conditions: Condit
             f"{out}: its episodes were played with other settings (then against now): {'; '.join(differences)}. Go on with "
             f"the same, or leave out resume=true to begin anew."
         )
-    return list(entries.values())
+    return [item for item in entries.values() if item.outcome.error is None]
 
 
 def longest_delay(execute: int, chunk: int) -> int:
@@ -283,8 +286,11 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _staging(out: Path | None, video: int) -> Iterator[Path | None]:
-    """Where videos are written; they replace those of an earlier evaluation in `out`, which is made, once all are there."""
-    with nullcontext() if out is None else output_directory(out):
+    """Where videos are written; they replace those of an earlier evaluation in `out`, which is made, once all are there.
+
+    Nobody else evaluates into `out` meanwhile.
+    """
+    with nullcontext() if out is None else output_directory(out), nullcontext() if out is None else claimed(out, "evaluates"):
         if out is None or not video:
             yield None
             return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .ledger import Entry, Key
+from .result import alike
 from .rollout import Rollout
 from .slot import Job, Outcome, ReplayDriver
 from .workers import Workers
@@ -67,7 +68,10 @@ def film(
 
 def _difference(first: Outcome, again: Outcome) -> str | None:
     """None when the episode went as it did before."""
+    if not alike(first.initial, again.initial):
+        return "played again, it began in another state"
     if (first.success, first.steps) == (again.success, again.steps):
-        return None
+        paid = f"a return of {first.total:g}, but played from the same actions {again.total:g}"
+        return None if alike(first.total, again.total) else paid
     words = [f"{'success' if item.success else 'no success'} after {item.steps} steps" for item in (first, again)]
     return f"{words[0]}, but played from the same actions {words[1]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,16 +114,19 @@ class Ledger:
         """Returns once the episode is on the disk. Raises KinoiseError when it can't be."""
         if self._path is None:
             return
-        line = _line(_to_json(entry))
         if not self._begun:
-            head = [_line(self._conditions.to_json()), *(_line(_to_json(item)) for item in self._kept)]
-            write_text(self._path, "".join([*head, line]))
+            write_ledger(self._path, self._conditions, [*self._kept, entry])
             self._begun = True
             return
         with disk_errors(self._path), self._path.open("a") as file:
-            file.write(line)
+            file.write(_line(_to_json(entry)))
             file.flush()
             os.fsync(file.fileno())
+
+
+def write_ledger(path: Path, conditions: Conditions, entries: Iterable[Entry]) -> None:
+    """In place of what is there. Raises KinoiseError when it can't be written."""
+    write_text(path, "".join([_line(conditions.to_json()), *(_line(_to_json(item)) for item in entries)]))
 
 
 def read_ledger(path: Path) -> tuple[Conditions, dict[Key, Entry]] | None:

@@ -11,10 +11,10 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from ..config import UsageError, parse
-from ..files import write_json
+from ..files import claimed, output_directory, write_json
 from ..spec import KinoiseError
 from .__main__ import show
-from .ledger import LEDGER, Conditions, Entry, Key, read_ledger
+from .ledger import LEDGER, Conditions, Entry, Key, read_ledger, write_ledger
 from .result import Planning, account
 from .sources import RESULT, read_record
 
@@ -42,15 +42,19 @@ def main(argv: Sequence[str]) -> int:
     if len(parts) < 2:
         raise UsageError("expected kinoise merge OUT1 OUT2 ... out=DIR, with at least two parts. See kinoise merge --help.")
     out, console = Path(settings.out), Console()
-    result = merge([Path(item) for item in parts])
-    write_json(out / "result.json", result)
+    if out.exists() and any(Path(item).exists() and out.samefile(item) for item in parts):
+        raise UsageError(f"out={out} is one of the parts, whose episodes would be replaced: choose another folder")
+    conditions, entries, result = merge([Path(item) for item in parts])
+    with output_directory(out), claimed(out, "evaluates"):
+        write_ledger(out / LEDGER, conditions, entries)
+        write_json(out / "result.json", result)
     show(result, console)
     console.print(f"{out / 'result.json'}", highlight=False, soft_wrap=True)
     return int(result["success"]["errors"] == result["success"]["n"])
 
 
-def merge(parts: Sequence[Path]) -> dict[str, Any]:
-    """What result.json holds.
+def merge(parts: Sequence[Path]) -> tuple[Conditions, list[Entry], dict[str, Any]]:
+    """What episodes.jsonl holds, and result.json.
 
     Args:
         parts: directories of `kinoise eval`, at least one.
@@ -79,10 +83,12 @@ def merge(parts: Sequence[Path]) -> dict[str, Any]:
             f"the parts don't make an evaluation of {len(conditions.jobs())} episodes: {said}. Finish a part with resume=true, "
             f"and name each once."
         )
+    whole = replace(conditions, shard=None)
+    played = [entry for _, entries in read.values() for entry in entries.values()]
     results = {part: read_record(part / "result.json", RESULT, "eval") for part in parts}
     merged = account(
-        replace(conditions, shard=None),
-        [entry for _, entries in read.values() for entry in entries.values()],
+        whole,
+        played,
         Planning((), (), (), ()),
         rollout_s=0.0,
         wall_s=max(item["wall_s"] for item in results.values()),
@@ -91,7 +97,7 @@ def merge(parts: Sequence[Path]) -> dict[str, Any]:
     # The parts play side by side: their speeds add up, and the longest decides how long it took.
     merged["env_steps_per_s"] = sum(item["env_steps_per_s"] for item in results.values())
     merged["decode_cost"]["plans"] = sum(item["decode_cost"].get("plans", 0) for item in results.values())
-    return merged | _overlap(results)
+    return whole, played, merged | _overlap(results)
 
 
 def _read(part: Path) -> tuple[Conditions, dict[Key, Entry]]:

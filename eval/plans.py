@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ class Played(NamedTuple):
 
 
 def read_played(evaluation: Path | None, result: Record | None) -> Played | None:
-    """What episodes.jsonl beside a result says of its episodes; None where there is none, or a newer evaluation's.
+    """What episodes.jsonl beside a result says of its episodes; None where there is none, or another evaluation's.
 
     Raises KinoiseError when it is damaged, or lacks an episode of the result.
     """
@@ -36,12 +37,19 @@ def read_played(evaluation: Path | None, result: Record | None) -> Played | None
     if found is None or result is None:
         return None
     conditions, entries = found
-    if (conditions.protocol.hash, conditions.policy["sha256"]) != (result["protocol"]["hash"], result["policy"]["sha256"]):
+    mine = (conditions.protocol.hash, conditions.policy["sha256"], json.loads(json.dumps(conditions.decode)))
+    if mine != (result["protocol"]["hash"], result["policy"]["sha256"], result["decode"]):
         return None
-    keys = [(item["task"], item["index"]) for item in result["episodes"]]
-    if missing := [key for key in keys if key not in entries]:
+    said = {(item["task"], item["index"]): item for item in result["episodes"]}
+    if missing := [key for key in said if key not in entries]:
         raise KinoiseError(f"{evaluation}: {LEDGER} lacks {count(len(missing), 'episode')} of result.json. Evaluate again.")
-    return Played(conditions.spec, {key: entries[key] for key in keys})
+    if any((item["success"], item["steps"]) != _ended(entries[key]) for key, item in said.items()):
+        return None
+    return Played(conditions.spec, {key: entries[key] for key in said})
+
+
+def _ended(entry: Entry) -> tuple[bool, int]:
+    return entry.outcome.success, entry.outcome.steps
 
 
 def costs(result: Record | None, played: Played | None) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from .ledger import Entry, Ledger
@@ -47,13 +48,14 @@ class Player:
             rollout = Rollout(self._pool, part, **how)
             rollout.prepare()
             started = time.perf_counter()
-            for place, outcome in enumerate(rollout.run(actor)):
-                played.append(Entry(outcome, rollout.carried[place]))
-                self._ledger.add(played[-1])
-                bar.add(outcome)
-                self._note(played[-1])
-                if self._enough:
-                    break
+            with closing(rollout.run(actor)) as outcomes:
+                for place, outcome in enumerate(outcomes):
+                    played.append(Entry(outcome, rollout.carried[place]))
+                    self._ledger.add(played[-1])
+                    bar.add(outcome)
+                    self._note(played[-1])
+                    if self._enough:
+                        break
             self.seconds += time.perf_counter() - started
             self.repeated += rollout.repeated
         return played

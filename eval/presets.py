@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import envs
 from ..config import UsageError, check_seed
+from ..envs.mapping import is_mapping
 from ..envs.remote.place import split
 from .protocol import COUNTED, HASHED, SEEDED, STORED, EvaluationProtocol
 from .slot import MIRRORED, TURNS, UPRIGHT, UPSIDE_DOWN, Simulator
@@ -201,6 +202,7 @@ class Wanted:
             seeding=HASHED if preset is None else preset.seeding,
             stored=simulator.stored,
             idle=idle if values["wait"] and idle is not None else (),
+            mappings=envs.described(tasks),
             **values,
         )
 
@@ -261,8 +263,9 @@ def _alike(simulators: Mapping[str, Simulator]) -> Simulator:
 
 
 def _simulator(task: str) -> str:
-    """The first part of its id, wherever it is simulated."""
-    return split(task)[1].partition("/")[0]
+    """The first part of its id, wherever it is simulated; "" of a mapping file."""
+    _, own = split(task)
+    return "" if is_mapping(own) else own.partition("/")[0]
 
 
 def _steps(preset: Preset, task: str) -> int | None:

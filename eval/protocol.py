@@ -41,6 +41,7 @@ class EvaluationProtocol:
         images: how they are turned: "upright", "mirrored" or "upside_down".
         size: of images, in pixels a side, for policies that look; None: whatever the policy looks at.
         perturb: strengths of perturbations, by kind.
+        mappings: of tasks that are mapping files, a SHA-256 of what these say.
     """
 
     env: str
@@ -57,11 +58,12 @@ class EvaluationProtocol:
     images: str = UPRIGHT
     size: int | None = None
     perturb: Mapping[str, float] = field(default_factory=dict)
+    mappings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits of the SHA-256 of everything else."""
-        text = json.dumps(asdict(self), sort_keys=True)
+        text = json.dumps(self._plain(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def steps(self, task: str) -> int:
@@ -82,7 +84,11 @@ class EvaluationProtocol:
         return [Job(task, index, seed, terms[task]) for task, index, seed in self.episode_seeds()]
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "tasks": list(self.tasks), "idle": list(self.idle), "hash": self.hash}
+        return {**self._plain(), "tasks": list(self.tasks), "idle": list(self.idle), "hash": self.hash}
+
+    def _plain(self) -> dict[str, Any]:
+        """All of it; `mappings` only where there are any."""
+        return {key: item for key, item in asdict(self).items() if item or key != "mappings"}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EvaluationProtocol:

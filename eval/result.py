@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from ..deploy.latency import percentiles
+from ..envs import bare
 from ..provenance import origin
 from .latency import CONSTANT
 from .ledger import Conditions, Entry
@@ -174,8 +175,13 @@ def _place(protocol: EvaluationProtocol) -> Callable[[Outcome], tuple[int, int]]
     return lambda item: (order[item.job.task], item.job.index)
 
 
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values of JSON are the same but for the last digits of their numbers."""
+    return _rounded(one) == _rounded(other)
+
+
 def _start(task: str, initial: Any) -> str:
-    return json.dumps([task, _rounded(initial)], sort_keys=True)
+    return json.dumps([bare(task), _rounded(initial)], sort_keys=True)
 
 
 def _rounded(value: Any) -> Any:

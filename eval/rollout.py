@@ -7,7 +7,7 @@ waits. The groups take turns whatever the timing, so which observations share a 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -111,7 +111,7 @@ class Rollout:
         for slot, simulator in built.items():
             built[0].spec.require(simulator.spec, (f"task {first[0].task}", f"task {first[slot].task}"))
 
-    def run(self, actor: Actor | None = None) -> Iterator[Outcome]:
+    def run(self, actor: Actor | None = None) -> Generator[Outcome]:
         """The outcomes, as the episodes end, in an order that depends on the episodes alone.
 
         Args:
@@ -126,16 +126,21 @@ class Rollout:
             if start:
                 self._send(group, {}, start)
                 turns.append(group)
-        while turns:
-            group = turns.popleft()
-            ended, again, reports = self._receive(group)
-            following = [(slot, self._schedule.next(slot)) for slot in sorted(ended)]
-            actions = self._plan(actor, reports)
-            start = again | {slot: job for slot, job in following if job is not None}
-            if actions or start:
-                self._send(group, actions, start)
-                turns.append(group)
-            yield from (ended[slot] for slot in sorted(ended))
+        try:
+            while turns:
+                group = turns.popleft()
+                ended, again, reports = self._receive(group)
+                following = [(slot, self._schedule.next(slot)) for slot in sorted(ended)]
+                actions = self._plan(actor, reports)
+                start = again | {slot: job for slot, job in following if job is not None}
+                if actions or start:
+                    self._send(group, actions, start)
+                    turns.append(group)
+                yield from (ended[slot] for slot in sorted(ended))
+        except GeneratorExit:  # whoever has enough leaves no answers behind, which the next rollout would take for its own
+            for group in turns:
+                self._receive(group)
+            raise
 
     def _send(self, group: int, actions: dict[int, Float[np.ndarray, "steps action"]], start: dict[int, Job]) -> None:
         for slot, job in start.items():

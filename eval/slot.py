@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from ..envs.base import Env, EnvLost, Values
+from ..envs.base import Env, EnvGone, EnvLost, Values
 from ..spec import KinoiseError, Spec
 from .video import Film
 
@@ -146,6 +146,7 @@ class Slot:
         self._env: Env | None = None
         self._built: tuple[str, bool] = ("", False)
         self._episode: _Episode | None = None
+        self._had: set[str] = set()
 
     @property
     def waiting(self) -> bool:
@@ -163,6 +164,7 @@ class Slot:
             self.close()
             env = self._env = self._make(task, render=render)
             self._built = (task, render)
+            self._had.add(task)
         try:
             idle = tuple(float(item) for item in env.idle_action())
         except KinoiseError:
@@ -170,18 +172,32 @@ class Slot:
         return Simulator(env.spec, env.horizon, env.stored, env.settle, idle)
 
     def begin(self, job: Job) -> Outcome | None:
-        """Resets for `job`; with a driver, plays it to its end. Raises EnvLost; then the job can be begun again."""
+        """Resets for `job`; with a driver, plays it to its end.
+
+        Raises EnvLost; then the job can be begun again. Raises EnvGone when a simulator that was there can't be had again: the
+        episodes that are left would all fail, and say nothing of the policy.
+        """
         try:
-            self.build(job.task, job.film is not None)
+            self._have(job)
             assert self._env is not None
             self._episode = _Episode(self._env, job)
             over = self._episode.drive()
-        except EnvLost:
+        except (EnvLost, EnvGone):
             self._drop()
             raise
         except Exception as error:
             return self._fail(job, error)
         return self._finish() if over else None
+
+    def _have(self, job: Job) -> None:
+        try:
+            self.build(job.task, job.film is not None)
+        except EnvLost:
+            raise
+        except Exception as error:
+            if job.task not in self._had:
+                raise
+            raise EnvGone(f"{job.task} was there, and can't be had again: {describe(error)}") from error
 
     def advance(self, actions: Float[np.ndarray, "execute action"]) -> Outcome | None:
         """Carries out `actions`; the outcome, once the episode ends. Raises EnvLost; then the job can be begun again."""

@@ -7,7 +7,6 @@ OUT/checkpoints/last         -> the newest
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..files import disk_errors, link, new_directory, read_json, write_file, write_json
+from ..files import claimed, disk_errors, link, new_directory, read_json, write_file, write_json
 from ..policies.base import Policy
 from ..policies.checkpoint import save_policy, weights_path
 from ..spec import KinoiseError
@@ -73,16 +72,12 @@ class RunDirectory:
             if existed:
                 self._require_usable(resume)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            self._lock(descriptor)
+        with claimed(self.path, "trains"):
             self._tidy()
             try:
                 yield
             finally:
                 self._vanish(existed)
-        finally:
-            os.close(descriptor)
 
     def _vanish(self, existed: bool) -> None:
         """Takes back a run that ended before it had anything to tell: no checkpoint, not a line of metrics."""
@@ -104,13 +99,6 @@ class RunDirectory:
             raise KinoiseError(f"{self.path} is not empty: resume=true continues the run there, or choose another out=.")
         if not self.checkpoints.is_dir():
             raise KinoiseError(f"{self.path} is not empty and holds no run to resume: choose another out=.")
-
-    def _lock(self, descriptor: int) -> None:
-        """The kernel drops it when the process ends, however it ends."""
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise KinoiseError(f"{self.path}: another process trains there. Wait for it, or choose another out=.") from error
 
     def _tidy(self) -> None:
         """Removes what was half-written, and does what should have followed the newest checkpoint."""

@@ -1,8 +1,8 @@
 """For tests, imported by name in worker processes: a simulator, where a point on a line has to reach a goal, and a driver.
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
-`line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time;
-`line/unbuildable` can't be built.
+`line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time,
+`line/gone` is gone for good; `line/unbuildable` can't be built.
 """
 
 from __future__ import annotations
@@ -28,12 +28,16 @@ SPEC = Spec(
 HORIZON = 30
 LOST: set[float] = set()
 """Goals of the episodes that were lost once."""
+GONE: set[str] = set()
+"""Tasks that can't be built again."""
 
 
 class LineWorld(Env):
     def __init__(self, task: str, *, render: bool = False, jitter: float = 0.0) -> None:
         if task == "line/unbuildable":
             raise KinoiseError("no such line. Draw one.")
+        if task in GONE:
+            raise KinoiseError("the line was taken away")
         super().__init__(task, f"do {task.removeprefix('line/')}", SPEC, HORIZON)
         self._renders, self._jitter = render, jitter
         self._odd = False
@@ -52,6 +56,9 @@ class LineWorld(Env):
         if self._odd and self._clock == 3:
             if self.task == "line/raise":
                 raise RuntimeError("the line\nbroke")
+            if self.task == "line/gone":
+                GONE.add(self.task)
+                raise RuntimeError("the line is being taken away")
             if self.task == "line/die":
                 os._exit(7)
             if self.task == "line/lost" and self._goal not in LOST:

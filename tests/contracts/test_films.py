@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kinoise.eval.films import chosen, film
@@ -37,6 +38,23 @@ def test_the_first_of_each_kind_are_chosen_and_no_errors(entries: list[Entry], m
             indices = sorted(item.job.index for item in alike if item.error is None)[:most]
             found = [item.outcome for item in picked if (item.key[0], item.outcome.success) == (task, success)]
             assert [item.job.index for item in found] == indices
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"total": 3.5}, "a return of 3.5, but played from the same actions "),
+        ({"initial": {"goal": 0.125}}, "it began in another state"),
+    ],
+)
+def test_a_film_shows_the_episode_that_it_is_named_after(
+    pool: Workers, entries: list[Entry], tmp_path: Path, change: dict[str, Any], why: str
+):
+    lost = next(item for item in entries if item.outcome.error is None and not item.outcome.success)
+    _, unfilmed = film(pool, [lost._replace(outcome=replace(lost.outcome, **change))], 1, tmp_path, 1)
+    assert why in unfilmed[0]["why"]
+    assert not list(tmp_path.iterdir())
+    assert not film(pool, [lost], 1, tmp_path, 1)[1]
 
 
 def test_an_episode_that_goes_another_way_has_no_video_and_it_is_said(pool: Workers, entries: list[Entry], tmp_path: Path):

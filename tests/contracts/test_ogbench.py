@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from kinoise.envs import Env, make, tasks
 from kinoise.envs.experts.ogbench import solve
 from kinoise.envs.ogbench import GOALS, HORIZONS, TASKS
-from kinoise.spec import KinoiseError
+from kinoise.eval.collect import main as collect
+from kinoise.spec import KinoiseError, SpecMismatch
 
 pytest.importorskip("ogbench", reason="OGBench is optional: pip install -c constraints.txt -e '.[ogbench]'")
 
@@ -34,6 +36,12 @@ def test_the_tasks_are_upstreams(task: str) -> None:
     assert env._sim.num_tasks == GOALS == env.stored
     env.reset(seed=0, options={"index": 2})
     assert env.initial()["goal"] == env._sim.cur_task_id == 3
+
+
+def test_tasks_that_see_different_things_are_not_collected_into_one_data_set(tmp_path: Path) -> None:
+    with pytest.raises(SpecMismatch, match="cube-double"):
+        collect([f"out={tmp_path / 'data'}", "env=ogbench/cube-single,cube-double", "episodes=2", "workers=1"])
+    assert not list(tmp_path.iterdir()), "before any work"
 
 
 @pytest.mark.parametrize("task", TASKS)

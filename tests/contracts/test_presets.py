@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,30 @@ def test_tasks_of_several_simulators_have_to_begin_alike():
     alike = {"pusht/pusht": Simulator(SPEC, 300), "metaworld/push": Simulator(SPEC, 77)}
     found = Wanted().resolve("env", tuple(alike), survey(tuple(alike), alike.__getitem__))
     assert found.horizon == {"pusht/pusht": 300, "metaworld/push": 77}
+
+
+def test_what_a_mapping_file_says_is_part_of_the_protocol(tmp_path: Path):
+    """Two evaluations compare, and one goes on, only where success means the same."""
+    hashes = []
+    for text in ("success: {info: done}", "success: {reward: -3.0}", "success: {info: done}\npython: elsewhere\ntimeout: 3"):
+        path = tmp_path / "own.yaml"
+        path.write_text(f"instruction: go\n{text}\n")
+        found = resolve((str(path),))
+        assert EvaluationProtocol.from_json(json.loads(json.dumps(found.to_json()))) == found
+        hashes.append(found.hash)
+    assert hashes[0] != hashes[1]
+    assert hashes[0] == hashes[2], "where it is simulated doesn't count"
+    assert "mappings" not in resolve(LIBERO["goal"]).to_json()
+
+
+def test_a_mapping_file_has_no_simulator_s_presets(tmp_path: Path):
+    (tmp_path / "metaworld").mkdir()
+    path = tmp_path / "metaworld" / "own.yaml"
+    path.write_text("instruction: go")
+    with pytest.raises(UsageError, match="is for metaworld, and says nothing of"):
+        resolve((str(path),), protocol="metaworld")
+    with pytest.raises(UsageError, match=r"is for metaworld, and says nothing of metaworld/own\.yaml"):
+        Wanted(protocol="metaworld").preset(("metaworld/own.yaml",))
 
 
 def test_the_other_presets():

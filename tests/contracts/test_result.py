@@ -189,6 +189,14 @@ def test_overlap_compares_nested_numbers_and_ignores_what_is_missing():
     assert overlap([replace(outcome, initial=None)], [{"task": "a", "initial": None}]) == 0
 
 
+def test_a_task_overlaps_with_demonstrations_of_it_from_elsewhere():
+    """Its initial states are the same in any place, and a mapping file's in any folder."""
+    for task, demonstrated in (("ws://there:8100/libero/goal-0", "libero/goal-0"), ("maps/own.yaml", "own.yaml")):
+        outcome = Outcome(Job(task, 0, 0, Terms(1, (), 1)), initial={"vec": [0.1]})
+        assert overlap([outcome], [{"task": demonstrated, "initial": {"vec": [0.1]}}]) == 1
+        assert overlap([outcome], [{"task": f"other-{demonstrated}", "initial": {"vec": [0.1]}}]) == 0
+
+
 def test_a_policy_for_another_robot_is_refused_with_every_difference(tmp_path: Path):
     state = replace(SPEC.observations["state"], unit=("m", "m", "s"))
     other = replace(SPEC, rate=20.0, control="absolute", observations={**SPEC.observations, "state": state})

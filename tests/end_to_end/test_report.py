@@ -326,7 +326,7 @@ def test_actions_and_what_each_plan_cost_are_shown(tmp_path: Path) -> None:
     result = write_evaluation(out, checkpoint)
     result["decode"]["warm"] = 0.5
     write_json(out / "result.json", result)
-    assert "parts have it" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"]
+    assert "belongs to another one" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"]
 
     write_ledger(out, result, checkpoint)
     page = report(run, tmp_path / "report.html", f"eval={out}")
@@ -340,7 +340,12 @@ def test_actions_and_what_each_plan_cost_are_shown(tmp_path: Path) -> None:
 
     other = {**result, "protocol": EvaluationProtocol("metaworld/mt10", TASKS, 3, 500, 1001).to_json()}
     write_json(out / "result.json", other)
-    assert "parts have it" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"], "another evaluation's"
+    assert "belongs to another one" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"], "another protocol"
+    write_json(out / "result.json", {**result, "decode": {**result["decode"], "steps": 77}})
+    assert "belongs to another one" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"], "other plans"
+    first, *others = result["episodes"]
+    write_json(out / "result.json", {**result, "episodes": [{**first, "steps": first["steps"] + 1}, *others]})
+    assert "belongs to another one" in report(run, tmp_path / "report.html", f"eval={out}").text["plans"], "other episodes"
 
 
 @pytest.mark.parametrize(
