@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 from . import __version__
 
 LIBRARIES = ("torch", "numpy", "av", "gymnasium", "mujoco", "metaworld", "zarr", "hydra-core", "accelerate", "transformers")
-OPTIONAL = ("gym-pusht", "pymunk", "hf-libero", "robosuite", "ogbench")
+OPTIONAL = ("gym-pusht", "pymunk", "hf-libero", "robosuite", "ogbench", "gymnasium-robotics")
+SIMULATORS = ("numpy", "gymnasium", "mujoco", "metaworld", *OPTIONAL)
+"""What an episode can depend on in the process that has its environment, which need not be this one."""
 
 
 def origin() -> dict[str, Any]:
@@ -22,13 +25,12 @@ def origin() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of kinoise and of the installed libraries that can change a figure."""
-    found = {"kinoise": __version__, "python": platform.python_version()}
-    for name in (*LIBRARIES, *OPTIONAL):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"kinoise": __version__, **_installed((*LIBRARIES, *OPTIONAL))}
+
+
+def simulators() -> dict[str, str]:
+    """Of these those that can change an episode: what an environment's own process says of itself."""
+    return _installed(SIMULATORS)
 
 
 def commit() -> str | None:
@@ -58,6 +60,16 @@ def machine() -> dict[str, str | int | float | None]:
         "gpu": gpu,
         "os": platform.platform(),
     }
+
+
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -28,6 +28,10 @@ ABOUT = """Lets kinoise on other machines play tasks as env=ws://HOST:PORT/TASK,
 process of its own. With a token, clients have to set KINOISE_TOKEN to it; token='${oc.env:NAME}' takes it from the
 environment."""
 
+PING_S, PONG_S = 20.0, 60.0
+"""How often a client is asked whether it is still there, and how long it may take to say so. Its connection answers, also while
+it trains; but one whose machine was switched off says nothing, and would keep its simulator for good."""
+
 # websockets logs every broken handshake with its stack; what a server's owner has to know goes through `log`.
 _quiet = logging.getLogger("kinoise.websockets")
 _quiet.setLevel(logging.CRITICAL)
@@ -90,7 +94,9 @@ class EnvHost:
                 origins=[None],  # browsers send one: no web page may reach a simulator by the user's loopback
                 compression=None,
                 max_size=LIMITS.message,
-                ping_interval=None,  # a client may train for minutes between two steps
+                ping_interval=PING_S,
+                ping_timeout=PONG_S,
+                close_timeout=1.0,
                 server_header=None,
                 logger=_quiet,
             )
@@ -107,20 +113,19 @@ class EnvHost:
         if not allowed(request, self._token):
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, REFUSED)
         if self._connected >= self._clients:
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self._clients} clients are connected already\n")
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{self._full()}\n")
         return None
 
     def _talk(self, connection: ServerConnection) -> None:
         number, farewell = next(self._numbers), "left"
-        with self._lock:
-            self._connected += 1
         log(f"client {number} connected from {connection.remote_address}")
         try:
-            data = self._first(connection.recv())
-            with self._started() as process:
-                while True:
-                    connection.send(process.ask_bytes(data, START_S))
-                    data = _binary(connection.recv())
+            with self._place():
+                data = self._first(connection.recv())
+                with self._started() as process:
+                    while True:
+                        connection.send(process.ask_bytes(data, START_S))
+                        data = _binary(connection.recv())
         except ConnectionClosed:
             pass
         except KinoiseError as error:
@@ -128,9 +133,26 @@ class EnvHost:
             with suppress(ConnectionClosed):
                 connection.send(str(error))
         finally:
+            log(f"client {number} {farewell}")
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for clients. Raises KinoiseError when all are taken: several clients may have been let in for one.
+
+        It is taken here and not in `_admit`, after which a handshake can still fail without a word to us.
+        """
+        with self._lock:
+            if self._connected >= self._clients:
+                raise KinoiseError(self._full())
+            self._connected += 1
+        try:
+            yield
+        finally:
             with self._lock:
                 self._connected -= 1
-            log(f"client {number} {farewell}")
+
+    def _full(self) -> str:
+        return f"{self._clients} clients are connected already: ask again later, or start the server with more clients="
 
     @contextmanager
     def _started(self) -> Iterator[Process]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import gymnasium
@@ -71,10 +72,12 @@ class Env(gymnasium.Env[Any, np.ndarray]):
     Attributes:
         stored: how many initial states come with the task, for `reset` to begin in; 0 where each is drawn.
         settle: steps of `idle_action` after which what hangs in the air in such a state has come to rest.
+        versions: of Python and the simulator's packages where these are in a process that is not kinoise's own.
     """
 
     stored: int = 0
     settle: int = 0
+    versions: Mapping[str, str] = MappingProxyType({})
     spec: Spec  # pyright: ignore[reportIncompatibleVariableOverride] (Gymnasium's is for its registry, which we don't use)
     task: str
     instruction: str
@@ -272,6 +275,15 @@ def check_recorded(tasks: Sequence[str], env_args: Mapping[str, Any]) -> None:
         check = None if found.place else getattr(_load(found.simulator), "check_recorded", None)
         if check is not None:
             check(found.name, env_args)
+
+
+def check_made(task: str, meta: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:
+    """The same for an environment that was made, wherever it is, by what it says of itself (`Env.meta`)."""
+    _, own = split(task)
+    simulator = own.partition("/")[0]
+    check = None if is_mapping(own) or simulator not in ENVS else getattr(_load(simulator), "check_made", None)
+    if check is not None and env_args:
+        check(task, meta, env_args)
 
 
 def choices() -> str:

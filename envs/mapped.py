@@ -16,8 +16,11 @@ from .mapping import RENDER, EnvMap, Taken, parse, read
 from .named import build, described, imported
 from .remote.env import mapped as in_process
 
-PROBE = 0
-"""The seed with which two resets are compared when an environment is made."""
+SEEDS = 2**32
+"""Seeds are below it: many environments hand theirs to generators that take 32 bits."""
+PROBE = SEEDS - 1000
+"""The seed of two beginnings that are compared when an environment is made: whoever can't take large ones fails then, not in
+an episode; those that add a little to theirs can."""
 
 TASKS: Mapping[str, str] = {}
 SUITES: Mapping[str, Sequence[str]] = {}
@@ -48,7 +51,7 @@ class MappedEnv(Env):
     environment draws or a whole fraction of it. Where the environment ends an episode itself, so does this.
 
     Raises KinoiseError, with the file and the key: a package that is missing, an id that isn't registered, entries that are not
-    there, shapes that don't fit, an environment whose `reset(seed=)` doesn't determine how it begins.
+    there, shapes that don't fit, an environment whose `reset(seed=)` doesn't determine how it begins and what steps do.
     """
 
     def __init__(self, mapping: EnvMap, *, render: bool = False, cameras: Sequence[str] = (), size: int = 84) -> None:
@@ -70,8 +73,7 @@ class MappedEnv(Env):
             raise
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
-        seed = self.next_seed(seed)
-        self._draw(seed)
+        self._draw(_narrow(self.next_seed(seed)))
         found = self._observation()
         self._begun = True
         self._initial = {key: item.tolist() for key, item in found.items() if self.spec.observations[key].kind == "state"}
@@ -121,18 +123,27 @@ class MappedEnv(Env):
             self._raw, _ = self._sim.reset(seed=seed)
 
     def _probe(self) -> None:
-        """Raises KinoiseError when a reset with the same seed, after a step, begins differently from the first."""
+        """Raises KinoiseError when a reset with the same seed begins differently from the first, or a step ends otherwise."""
         first = self._observation()
+        after = self._probe_step()
+        self._draw(PROBE)
+        self._require_same(f"reset(seed={PROBE}) began", first, self._observation())
+        self._require_same(f"a step after reset(seed={PROBE}) ended", after, self._probe_step())
+
+    def _probe_step(self) -> Values:
+        """What a step from where the environment is shows and earns."""
         low, high = np.asarray(self.spec.action.low), np.asarray(self.spec.action.high)
         self._begun = True
-        self.step(low + 0.75 * (high - low))
-        self._draw(PROBE)
-        again = self._observation()
-        changed = [key for key in first if not np.array_equal(first[key], again[key])]
+        found, reward, *_, info = self.step(low + 0.75 * (high - low))
+        self._begun = False  # whoever gets the environment has to reset it
+        return {**found, "the reward": np.array(reward), "success or not": np.array(info["success"])}
+
+    def _require_same(self, what: str, first: Values, again: Values) -> None:
+        changed = [key for key in first if not np.array_equal(first[key], again[key], equal_nan=True)]
         if changed:
             raise self._map.error(
                 "gymnasium.id",
-                f"reset(seed={PROBE}) began differently the second time ({', '.join(changed)}): episodes of {self._map.id} "
+                f"{what} differently the second time ({', '.join(changed)}): episodes of {self._map.id} "
                 "can't be repeated. An environment has to draw from its np_random alone.",
             )
 
@@ -262,6 +273,12 @@ class _Bounded:
     def act(self, observation: Values) -> Float32[np.ndarray, "action"]:
         with self._env._calling("the expert"):
             return self._env.bounded(np.asarray(self._expert.act(observation)))
+
+
+def _narrow(seed: int) -> int:
+    """A seed below 2**32: itself, or what both halves of a longer one are mixed to, as an episode's is."""
+    high, low = divmod(seed, SEEDS)
+    return int(np.random.SeedSequence([low, high]).generate_state(1)[0]) if high else seed
 
 
 def _many(mapping: EnvMap, key: str, given: tuple[Any, ...], count: int, stem: str = "") -> tuple[Any, ...]:

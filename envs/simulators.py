@@ -14,16 +14,8 @@ from omegaconf import MISSING
 from ..config import UsageError, parse
 from ..files import disk_errors, write_json
 from ..spec import KinoiseError
-from .remote.place import MARK, folder, installed
+from .remote.place import MARK, RECIPES, folder, installed
 from .remote.process import Process
-
-RECIPES: dict[str, tuple[str, ...]] = {
-    "gymnasium-robotics": ("gymnasium-robotics==1.4.2", "mujoco==3.3.0"),
-    "ogbench": ("ogbench==1.2.2", "mujoco==3.3.0", "dm_control==1.0.28"),
-    "robosuite-1.4": ("robosuite==1.4.0", "mujoco==3.3.0"),
-    "robosuite-1.5": ("robosuite==1.5.1", "mujoco==3.3.0"),
-}
-"""What pip is asked for, by the name of the environment."""
 
 NEEDED = ("gymnasium==1.4.0", "jaxtyping==0.3.11", "msgpack==1.2.4", "numpy>=1.26")
 """What kinoise's end of the wire needs in each."""

@@ -132,6 +132,8 @@ def evaluate(
         if drawn is None and before is not None and before[0].latency.text == MEASURED:
             drawn = before[0].latency  # the delays have to go on as they were
         found = survey(tasks, lambda task: _fitting(pool, make or envs.make, task, policy.spec, video > 0))
+        for task, item in found.items():
+            envs.check_made(task, item.meta, policy.recorded)
         played_by = wanted.resolve(env, tasks, found, _size(policy.spec))
         history = policy.config.history
         jobs = played_by.jobs(history, tuple(policy.spec.observations))
@@ -148,7 +150,8 @@ def evaluate(
             "pin": pin,
         }
         which = identity(policy, checkpoint, ema)
-        conditions = Conditions(played_by, which, decode, late.latency, policy.spec, history, own and str(own))
+        elsewhere = {envs.family(task): dict(item.versions) for task, item in found.items() if item.versions}
+        conditions = Conditions(played_by, which, decode, late.latency, policy.spec, history, own and str(own), elsewhere)
         kept = _kept(before, conditions, out)
         enough = None if until is None else Until(until, played_by)
         actor, player = Stopwatch(policy), Player(pool, Ledger(out and out / LEDGER, conditions, kept), enough)

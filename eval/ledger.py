@@ -53,6 +53,7 @@ class Conditions:
         spec: the policy's.
         history: steps that the policy observes.
         shard: which part of the episodes, as it was asked for; None: all.
+        simulators: packages' versions in simulators that are in processes of their own, by family (`envs.family`).
         code: kinoise's version and commit.
     """
 
@@ -63,6 +64,7 @@ class Conditions:
     spec: Spec
     history: int
     shard: str | None = None
+    simulators: dict[str, dict[str, str]] = field(default_factory=dict)
     code: dict[str, str | None] = field(default_factory=lambda: {"kinoise": __version__, "commit": commit()})
 
     def jobs(self) -> dict[Key, Job]:

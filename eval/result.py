@@ -156,6 +156,8 @@ def account(
         result["latency"] |= {"samples_s": latency.values} if latency.kind == "samples" else {}
     if conditions.shard is not None:
         result["shard"] = conditions.shard
+    if conditions.simulators:
+        result["simulators"] = conditions.simulators
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,8 @@ class Simulator:
         stored: how many initial states it has stored.
         settle: steps that pass before what they show has come to rest.
         idle: the action that leaves everything as it is; None where there is none.
+        meta: see `Env.meta`.
+        versions: of Python and the simulator's packages, where it is in a process that is not kinoise's own.
     """
 
     spec: Spec
@@ -113,6 +115,8 @@ class Simulator:
     stored: int = 0
     settle: int = 0
     idle: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class Slot:
             idle = tuple(float(item) for item in env.idle_action())
         except KinoiseError:
             idle = None
-        return Simulator(env.spec, env.horizon, env.stored, env.settle, idle)
+        return Simulator(env.spec, env.horizon, env.stored, env.settle, idle, env.meta(), dict(env.versions))
 
     def begin(self, job: Job) -> Outcome | None:
         """Resets for `job`; with a driver, plays it to its end.

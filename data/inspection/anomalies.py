@@ -16,6 +16,8 @@ BINS = 40
 FAR, SUDDEN, LEAP = 10.0, 10.0, 0.25
 FEW_VALUES, FEWEST = 10, 20
 RARE = 1e-3
+ROUNDING = 1e-6
+"""Share of a dimension's size below which its changes are those of float32's last digits."""
 NAMES = 12
 
 
@@ -43,7 +45,8 @@ def scan(
     A value lies far out when it is more than 10 spreads from the median; a jump is sudden when it is more than 10 times as
     large as 99 of 100 changes from step to step and more than a quarter of the dimension's spread. The spread is the
     interquartile range or, where that is more, a quarter of the distance between the 1st and the 99th percentile. Dimensions
-    with ten values or fewer (switches) have no such steps.
+    with ten values or fewer (switches) have no such steps, nor those whose spread or usual change is but rounding: nothing is a
+    multiple of that.
 
     Args:
         sample: from which medians and spreads come.
@@ -55,8 +58,9 @@ def scan(
     middle, spread = np.median(known, 0), _spread(known)
     usual = np.quantile(_change(known, known[:1], turns)[np.append(True, sample.within[:-1])], 0.99, axis=0)
     many = np.array([len(np.unique(column)) > FEW_VALUES for column in known.T]) & (len(known) >= FEWEST)
-    far = np.where(many & (spread > 0), FAR * spread, np.inf)
-    sudden = np.where(many & (usual > 0), np.maximum(SUDDEN * usual, LEAP * spread), np.inf)
+    rounding = ROUNDING * np.maximum(np.abs(stats.min), np.abs(stats.max))
+    far = np.where(many & (spread > rounding), FAR * spread, np.inf)
+    sudden = np.where(many & (usual > rounding), np.maximum(SUDDEN * usual, LEAP * spread), np.inf)
     counts = np.zeros((dims, BINS), np.int64)
     outliers, jumps = [Worst(0, 0.0, 0, 0.0)] * dims, [Worst(0, 0.0, 0, 0.0)] * dims
     first = np.zeros(int(store.ends[-1]), bool)
@@ -79,7 +83,7 @@ def scan(
         "nearly_constant": [
             name
             for name, a, b, c, d in zip(names, stats.min, stats.q01, stats.q99, stats.max, strict=True)
-            if a < d and (b == c or d - a <= 1e-6 * max(abs(a), abs(d)))
+            if a < d and c - b <= ROUNDING * max(abs(a), abs(d))
         ],
     }
 

@@ -14,7 +14,10 @@ PRESENT, CHANGES = 0.05, 1e-4
 LARGE, SMALL = 0.5, 0.2
 FEWEST_FLIPS = 2
 FEW = 500
-ANGLES = re.compile(r"roll|pitch|yaw|euler|rotvec|rot_vec|axis_?angle|(^|[._])r[xyz]$|(^|[._])rot(ation)?[._]?[xyz0-2]?$", re.I)
+EULER = re.compile(r"roll|pitch|yaw|euler", re.I)
+VECTOR = re.compile(r"rotvec|rot_vec|axis_?angle|(^|[._])r[xyz]$", re.I)
+ANGLES = re.compile(r"(^|[._])rot(ation)?[._]?[xyz0-2]?$", re.I)
+"""Names of either."""
 QUATERNION = re.compile(r"quat|(^|[._])q[wxyz0-3]$|(^|[._])[wxyz]$|rot|orn", re.I)
 FIRST, LAST, UNKNOWN = "w first", "w last", "undecided"
 
@@ -130,15 +133,20 @@ def _angles(values: np.ndarray, within: np.ndarray, names: Sequence[str], key: s
         return None
     norms = np.linalg.norm(values, axis=1)
     now = np.flatnonzero(within)
-    named = sum(bool(ANGLES.search(name)) for name in names)
     jumps = np.abs(np.diff(values, axis=0))[now]
     # A rotation vector of length pi and its opposite are one rotation; an Euler angle wraps alone, by a whole turn.
     flips = int(((norms[now] > 0.9 * np.pi) & (np.linalg.norm(values[now] + values[now + 1], axis=1) < 0.5)).sum())
     wraps = (np.abs(jumps - 2 * np.pi) < 0.5).sum(0)
     bounds = f"largest {np.abs(values).max():.3f} rad, largest norm {norms.max():.3f}"
+    # Numbers alone rarely tell the two apart: what their author called them counts more, where it can be.
+    if _named(VECTOR, names, key) and norms.max() <= 2 * np.pi + TIGHT:
+        return _said("rotation vector", "", norms, f"the names say so; {bounds}", unit=False)
+    if _named(EULER, names, key):
+        why = f"the names say so; wraps of a whole turn: {', '.join(map(str, wraps))}; {bounds}"
+        return _said("Euler angles", "", norms, why, unit=False)
     if flips >= FEWEST_FLIPS and norms.max() <= np.pi + TIGHT:
         return _said("rotation vector", "", norms, f"{flips} times it turns over at length pi; {bounds}", unit=False)
-    if (named == 3 or ANGLES.search(key)) and norms.max() <= 2 * np.sqrt(3) * np.pi:
+    if _named(ANGLES, names, key) or _named(VECTOR, names, key):  # the latter of more than a whole turn
         if wraps.sum() or norms.max() > np.pi + TIGHT:
             why = f"wraps of a whole turn: {', '.join(map(str, wraps))}; {bounds}"
             return _said("Euler angles", "", norms, why, unit=False)
@@ -163,6 +171,10 @@ def _pair(values: np.ndarray, within: np.ndarray, names: Sequence[str], key: str
         norms,
         "the names say which" if order != UNKNOWN else "which is which: no evidence",
     )
+
+
+def _named(kind: re.Pattern[str], names: Sequence[str], key: str) -> bool:
+    return all(kind.search(name) for name in names) or bool(kind.search(key))
 
 
 def _said(kind: str, order: str, norms: np.ndarray, why: str, unit: bool = True) -> dict[str, Any]:

@@ -46,7 +46,9 @@ def survey(
     """Everything that `kinoise inspect` says about a store of which each episode was examined; of the good ones alone.
 
     A step is idle when no dimension of any state or of the action moved by more than the share `idle` of its range since the
-    step before (images are not compared). Memory holds a sample of 20,000 steps of the states, and 2 bytes a step.
+    step before (images are not compared). The rows of a list of objects are now of one thing and now of another or of none, so
+    its numbers are not looked at for rotations, jumps, far values and such that don't change. Memory holds a sample of 20,000
+    steps of the states, and 2 bytes a step.
 
     Args:
         problems: what was found before there was a store.
@@ -77,10 +79,13 @@ def survey(
     stats |= {key: camera.counts.stats() for key, camera in examined.cameras.items()}
     sample = sampled(store, states)
     keys = {key: _feature(feature, stats[key]) for key, feature in features(store.spec).items()}
+    listing = [key for key in states if features(store.spec)[key].categories]
     for key in states:
         names = keys[key]["names"]
-        turns = keys[key]["rotations"] = rotations(names, sample.arrays[key], sample.within, key)
-        keys[key] |= scan(store, key, stats[key], sample, numbers, names, turns, advance)
+        turns = [] if key in listing else rotations(names, sample.arrays[key], sample.within, key)
+        keys[key] |= {"rotations": turns, **scan(store, key, stats[key], sample, numbers, names, turns, advance)}
+        if key in listing:
+            keys[key] |= {"outliers": [], "jumps": [], "nearly_constant": []}
     for key, camera in examined.cameras.items():
         # Four neighbouring values in a bar.
         keys[key]["histogram"] = camera.counts.counts.reshape(-1, 64, 4).sum(2).tolist()
@@ -102,11 +107,11 @@ def survey(
         "clock": clock,
         "action": guess,
         "instructions": instructions,
-        "notes": [*notes, *_foreign(store)],
+        "notes": [*notes, *_foreign(store), *map(_list_note, listing)],
         "problems": [
             *early,
             *contradiction(guess, store.spec.control),
-            *_constant(keys),
+            *_constant({key: item for key, item in keys.items() if key not in listing}),
             *anomaly_problems({key: keys[key] for key in states}, steps, name),
             *_idle(instructions),
             *_out_of_bounds(store, stats[ACTION]),
@@ -263,6 +268,10 @@ def _foreign(store: EpisodeStore) -> list[str]:
     if not foreign:
         return []
     return [f"instructions with letters beyond ASCII: {len(foreign)} of {len(store.texts)}, e.g. {foreign[0]!r}"]
+
+
+def _list_note(key: str) -> str:
+    return f"'{key}' is a list of objects, whose rows change their meaning: not looked at for rotations, jumps and far values"
 
 
 def _duplicates(store: EpisodeStore, examined: Examined, name: Callable[[int], str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...provenance import simulators
 from ...spec import KinoiseError
 from ...wire import pack, unpack
 from ..base import Env, Expert, make
@@ -72,7 +73,8 @@ class Host:
         if call == "reset":
             env.horizon = message["horizon"]
             observation, info = env.reset(seed=message["seed"], options=message["options"])
-            return {"observation": observation, "info": _plain(info), "initial": env.initial()}
+            found = {"observation": observation, "info": _plain(info), "initial": env.initial()}
+            return found | {"instruction": env.instruction}  # a perturbation may say it in other words each time
         if call == "step":
             observation, reward, terminated, truncated, info = env.step(message["action"])
             found = {"observation": observation, "reward": float(reward), "info": _plain(info)}
@@ -108,7 +110,7 @@ class Host:
             idle = env.idle_action()
         said = {"spec": env.spec.to_json(), "instruction": env.instruction, "horizon": env.horizon}
         said |= {"stored": env.stored, "settle": env.settle}
-        return {**said, "meta": env.meta(), "idle": idle}
+        return {**said, "meta": env.meta(), "idle": idle, "versions": simulators()}
 
 
 def _plain(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ...spec import KinoiseError, Spec
-from ..base import Env, EnvLost, Expert, Values
+from ..base import Env, EnvGone, EnvLost, Expert, Values
 from ..mapping import EnvMap, is_mapping, read
 from .place import interpreter, split
 from .process import Line, Lost, Process
@@ -21,8 +21,8 @@ ANSWER_S = 60.0
 """Seconds that any other answer may take, unless the mapping says otherwise."""
 
 ANSWERS = {
-    "make": ("spec", "instruction", "horizon", "stored", "settle", "meta", "idle"),
-    "reset": ("observation", "info", "initial"),
+    "make": ("spec", "instruction", "horizon", "stored", "settle", "meta", "idle", "versions"),
+    "reset": ("observation", "info", "initial", "instruction"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
     "render": ("picture",),
     "expert": ("number",),
@@ -85,15 +85,16 @@ class ProcessEnv(Env):
         self.render_mode = "rgb_array" if message["render"] else None
         said = self._start()
         super().__init__(task, said["instruction"], Spec.from_json(said["spec"]), said["horizon"])
+        self.versions = said["versions"]
         self.stored, self.settle, self._meta, self._idle = said["stored"], said["settle"], said["meta"], said["idle"]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         seed = self.next_seed(seed)  # here, so that the sequence outlives a process
         if self._line is None:
-            again = Spec.from_json(self._start()["spec"])
+            again = Spec.from_json(self._restart()["spec"])
             self.spec.require(again, ("environment as it was first made", "environment of the new process"))
         reply = self._ask({"call": "reset", "seed": seed, "options": options, "horizon": self.horizon})
-        self._initial = reply["initial"]
+        self._initial, self.instruction = reply["initial"], reply["instruction"]
         return self._observed(reply), reply["info"]
 
     def step(self, action: np.ndarray) -> tuple[Values, float, bool, bool, dict[str, Any]]:
@@ -127,6 +128,14 @@ class ProcessEnv(Env):
         if self._line is not None:
             self._line.close()
         self._line = None
+
+    def _restart(self) -> dict[str, Any]:
+        try:
+            return self._start()
+        except EnvLost:
+            raise
+        except KinoiseError as error:
+            raise EnvGone(f"{self.task} was there, and can't be had again: {error}") from error
 
     def _start(self) -> dict[str, Any]:
         """Opens a line and makes the environment there; what it says of itself."""

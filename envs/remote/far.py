@@ -35,7 +35,7 @@ class Far:
                     max_size=LIMITS.message,
                     open_timeout=OPEN_S,
                     close_timeout=1.0,
-                    ping_interval=None,  # whoever simulates for a minute can't answer meanwhile, and `ask` has its own limit
+                    ping_interval=None,  # `ask` has its own limit
                     proxy=None,
                 )
             )

@@ -10,6 +10,13 @@ from ...files import read_json
 from ...spec import KinoiseError
 
 PREFIX = "remote/"
+RECIPES: dict[str, tuple[str, ...]] = {
+    "gymnasium-robotics": ("gymnasium-robotics==1.4.2", "mujoco==3.3.0"),
+    "ogbench": ("ogbench==1.2.2", "mujoco==3.3.0", "dm_control==1.0.28"),
+    "robosuite-1.4": ("robosuite==1.4.0", "mujoco==3.3.0"),
+    "robosuite-1.5": ("robosuite==1.5.1", "mujoco==3.3.0"),
+}
+"""What `kinoise simulator install` asks pip for, by the name of the environment."""
 MARK = "kinoise.json"
 """In an installed simulator's folder: what was installed. It is written last."""
 
@@ -50,7 +57,10 @@ def interpreter(name: str) -> str:
     path = folder() / name
     if not (path / MARK).is_file():
         known = ", ".join(installed()) or "none"
-        raise KinoiseError(
-            f"the simulator '{name}' is not installed in {folder()} (there: {known}). Run: kinoise simulator install {name}"
-        )
+        run = f"kinoise simulator install {name}"
+        if name in RECIPES:
+            remedy = f"Run: {run}"
+        else:
+            remedy = f"There are recipes for {', '.join(RECIPES)}; for another, name its packages: {run} packages='...'"
+        raise KinoiseError(f"the simulator '{name}' is not installed in {folder()} (there: {known}). {remedy}")
     return str(path / "bin" / "python")

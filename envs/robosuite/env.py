@@ -12,7 +12,7 @@ from ...spec import Feature, KinoiseError, Spec
 from ..base import Expert, Values, check_pictures
 from ..pictured import Pictured, image_features
 from ..rendering import Data, Model, unstable
-from .recorded import made, require
+from .recorded import made, require, require_same
 from .upstream import CLASSES, RATE, TASKS, build, draw_cube, drawing, robosuite_version, stepper
 
 SUITES: dict[str, Sequence[str]] = {}
@@ -37,6 +37,11 @@ def check_recorded(task: str, env_args: Mapping[str, Any]) -> None:
     """Raises KinoiseError, with every difference, when demonstrations with these `env_args` are not of this environment."""
     robosuite_version()
     require(task, version("robosuite"), env_args)
+
+
+def check_made(task: str, meta: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:
+    """The same by what a `Robosuite`, in whatever process, says of itself; `task` is its full id."""
+    require_same(task, meta["robomimic"]["env_args"], env_args)
 
 
 class Robosuite(Pictured):

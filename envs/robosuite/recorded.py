@@ -107,23 +107,38 @@ def made(task: str, version: str) -> dict[str, Any]:
 
 def require(task: str, version: str, env_args: Mapping[str, Any]) -> None:
     """Raises KinoiseError with every point at which `env_args` say another environment than `task` in robosuite `version`."""
-    lines = list(differences(task, version, env_args))
+    require_same(f"robosuite/{task}", made(task, version), env_args)
+
+
+def require_same(env: str, here: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:
+    """The same for an environment that was made, in whatever process: by its own `env_args`.
+
+    Args:
+        env: its id, which the error names.
+        here: `meta()["robomimic"]["env_args"]` of it, as `made` writes them; empty where the simulator keeps no such record,
+            of which nothing is compared.
+        env_args: the demonstrations'; nothing is compared where they say nothing.
+
+    Raises KinoiseError with every difference.
+    """
+    lines = list(differences(here, env_args)) if here and env_args else []
     if lines:
         raise KinoiseError(
-            f"the demonstrations' env_args say another environment than robosuite/{task} with robosuite {version}: "
+            f"the demonstrations' env_args say another environment than {env} with robosuite {here['env_version']}: "
             f"{'; '.join(lines)}. A policy of theirs fails here without a word: evaluate it in what they were recorded with, "
-            f"or train on demonstrations from here (kinoise collect env=robosuite/{task}). If the file is wrong, correct its "
+            f"or train on demonstrations from here (kinoise collect env={env}). If the file is wrong, correct its "
             f"attribute data.env_args and train again."
         )
 
 
-def differences(task: str, version: str, env_args: Mapping[str, Any]) -> Iterator[str]:
+def differences(here: Mapping[str, Any], env_args: Mapping[str, Any]) -> Iterator[str]:
     """Every such point, a line each."""
+    version, wanted = here["env_version"], here["env_kwargs"]
     kind, name, said = env_args.get("type", ROBOSUITE), env_args.get("env_name"), env_args.get("env_version")
     if kind != ROBOSUITE:
         yield f"type is {kind}, expected {ROBOSUITE} (robosuite)"
-    if name != CLASSES[task]:
-        yield f"env_name is {name}, expected {CLASSES[task]}"
+    if name != here["env_name"]:
+        yield f"env_name is {name}, expected {here['env_name']}"
     if not isinstance(said, str):
         yield (
             f"env_version is missing, as in robomimic's files of robosuite 1.2, whose physics, controller's settings and "
@@ -134,9 +149,9 @@ def differences(task: str, version: str, env_args: Mapping[str, Any]) -> Iterato
     kwargs = env_args.get("env_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
     rate = kwargs.get("control_freq", RATE)
-    if rate != RATE:
-        yield f"control_freq is {rate}, expected {RATE}"
-    yield from _controller(kwargs.get("controller_configs"))
+    if rate != wanted["control_freq"]:
+        yield f"control_freq is {rate}, expected {wanted['control_freq']}"
+    yield from _controller(kwargs.get("controller_configs"), wanted["controller_configs"])
     for key, value in kwargs.items():
         if key in SHOWN or key in ("control_freq", "controller_configs"):
             continue
@@ -147,22 +162,27 @@ def differences(task: str, version: str, env_args: Mapping[str, Any]) -> Iterato
         yield "robots is missing, expected Panda"
 
 
-def _controller(configs: Any) -> Iterator[str]:
-    arm = _arm(configs)
+def _controller(configs: Any, wanted: Any) -> Iterator[str]:
+    arm, ours = _arm(configs), _settings(_arm(wanted) or {})
     if arm is None:
         yield f"controller_configs is {configs}, expected OSC_POSE for one arm"
         return
-    found = {OLDER.get(key, key): value for key, value in arm.items()}
-    frame, kind = found.pop("input_ref_frame", FRAMES[0]), found.pop("input_type", None)
+    frame = arm.get("input_ref_frame", FRAMES[0])
     if frame not in FRAMES:
         yield f"the controller's input_ref_frame is {frame}, expected {FRAMES[0]}"
-    if kind is not None:
-        found["control_delta"] = kind == "delta"
+    found = _settings(arm)
     if "type" not in found:
-        yield f"the controller's type is missing, expected {ARM['type']}"
+        yield f"the controller's type is missing, expected {ours.get('type')}"
     for key, value in found.items():
-        if key not in NO_EFFECT and not (key in ARM and _equal(value, ARM[key])):
-            yield f"the controller's {key} is {value}, expected {ARM.get(key, 'no such')}"
+        if key not in NO_EFFECT and not (key in ours and _equal(value, ours[key])):
+            yield f"the controller's {key} is {value}, expected {ours.get(key, 'no such')}"
+
+
+def _settings(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm's settings in the words of robosuite 1.4, without the frame of its steps."""
+    found = {OLDER.get(key, key): value for key, value in arm.items() if key != "input_ref_frame"}
+    kind = found.pop("input_type", None)
+    return found if kind is None else {**found, "control_delta": kind == "delta"}
 
 
 def _arm(configs: Any) -> Mapping[str, Any] | None:

@@ -118,6 +118,13 @@ def make_slow(task: str, *, render: bool = False) -> LineWorld:
     return LineWorld(task, render=render, jitter=0.004)
 
 
+def make_elsewhere(task: str, *, render: bool = False) -> LineWorld:
+    """Says what an environment in another process says."""
+    world = LineWorld(task, render=render)
+    world.versions = {"python": "3.12.1", "mujoco": "9.9"}
+    return world
+
+
 class CentimetreWorld(LineWorld):
     """The same world, whose robot counts in centimetres from a place one metre to the left."""
 

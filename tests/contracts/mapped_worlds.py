@@ -83,12 +83,15 @@ from gymnasium import spaces
 class Point(gymnasium.Env):
     def __init__(self, trouble, render_mode=None):
         self.trouble, self.render_mode = trouble, render_mode
+        self.noise, self.ever = np.random.default_rng(), 0  # what no reset sets anew
         self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
         box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
         self.observation_space = spaces.Dict({"robot": spaces.Dict({"place": box}), "goal": box})
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if self.trouble == "short":
+            np.random.seed(seed)  # refuses more than 32 bits
         gen = np.random.default_rng() if self.trouble == "unseeded" else self.np_random
         self.place, self.goal, self.steps = gen.uniform(-1, 1, 1), gen.uniform(-1, 1, 1), 0
         return self.seen(), {}
@@ -98,7 +101,7 @@ class Point(gymnasium.Env):
 
     def step(self, action):
         print("a simulator that prints")
-        self.steps += 1
+        self.steps, self.ever = self.steps + 1, self.ever + 1
         if self.steps == 3:
             if self.trouble == "nan":
                 self.place = self.place * np.nan
@@ -112,10 +115,11 @@ class Point(gymnasium.Env):
                 import ctypes; ctypes.string_at(0)
             if self.trouble == "grow":
                 self.place = np.concatenate([self.place, self.place])
-        self.place += action
-        there = bool(abs(self.place - self.goal)[0] < 0.02)
+        self.place += action + (1e-3 * self.noise.uniform() if self.trouble == "noisy" else 0)
+        there = self.ever == 1 if self.trouble == "lucky" else bool(abs(self.place - self.goal)[0] < 0.02)
         ended = self.trouble == "ends" and self.steps == 4
-        return self.seen(), -1.0, ended, False, {} if self.trouble == "mute" else {"there": there}
+        reward = -self.noise.uniform() if self.trouble == "moody" else -1.0
+        return self.seen(), reward, ended, False, {} if self.trouble == "mute" else {"there": there}
 
 gymnasium.register("kinoise/Point-v0", entry_point=Point)
 

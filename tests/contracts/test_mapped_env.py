@@ -76,6 +76,22 @@ def test_an_episode_is_gymnasiums(tmp_path: Path) -> None:
     env.close()
 
 
+def test_an_episode_s_seed_is_one_that_the_environment_takes(tmp_path: Path) -> None:
+    plain, env = make(write(tmp_path, POINT)), make(write(tmp_path, POINT, "short.yaml", gymnasium__kwargs__trouble="short"))
+    long = [episode_seed(0, "world.yaml", index) for index in range(8)]
+    assert max(long) >= 2**32
+    starts = {}
+    for seed in (*long, 7, 7 + 2**32, 7 + 2**33, 2**32 - 1):
+        first, _ = env.reset(seed=seed)
+        np.testing.assert_array_equal(plain.reset(seed=seed)[0]["state"], first["state"])
+        starts[first["state"].tobytes()] = seed
+    assert len(starts) == 12, "all of a seed counts"
+    theirs = gymnasium.make("kinoise/Point-v0", trouble="none", disable_env_checker=True)
+    for seed in (0, 7, 2**32 - 1):
+        expected, _ = theirs.reset(seed=seed)
+        np.testing.assert_array_equal(env.reset(seed=seed)[0]["goal"], expected["goal"].astype(np.float32))
+
+
 def test_pictures_come_at_the_size_that_a_policy_was_trained_with(task: str) -> None:
     plain = make(task)
     camera = next(iter(parse(task, read(task)).images))
@@ -181,7 +197,16 @@ def change(**changes: Any) -> dict[str, Any]:
             "gymnasium.import: the module point_wolds is not installed. Install it for",
         ),
         (change(gymnasium__kwargs={"gravity": 1}), "gymnasium: kinoise/Point-v0 can't be made with kwargs {'gravity': 1}"),
-        (change(gymnasium__kwargs__trouble="unseeded"), r"gymnasium.id: reset\(seed=0\) began differently the second time"),
+        (change(gymnasium__kwargs__trouble="unseeded"), r"gymnasium.id: reset\(seed=\d+\) began differently the second"),
+        (
+            change(gymnasium__kwargs__trouble="noisy"),
+            r"gymnasium.id: a step after reset\(seed=\d+\) ended differently the second time \(state\)",
+        ),
+        (
+            change(gymnasium__kwargs__trouble="moody"),
+            r"ended differently the second time \(the reward\): episodes of kinoise/Po",
+        ),
+        (change(gymnasium__kwargs__trouble="lucky"), r"ended differently the second time \(success or not\)"),
         (change(python=3), "python: expected a text, came 3"),
         (change(timeout=-1), "timeout: expected a number above 0, came -1"),
     ],

@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import platform
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from kinoise import provenance
 from kinoise.cli import main as cli
+from kinoise.deploy import serve_env
 from kinoise.deploy.serve_env import EnvHost
 from kinoise.envs import Env, episode_seed, make, tasks
 from kinoise.envs.base import EnvLost
+from kinoise.envs.remote import child
+from kinoise.envs.remote.child import Host
+from kinoise.envs.remote.env import ProcessEnv
 from kinoise.envs.remote.place import split
 from kinoise.envs.remote.process import LIMITS, Process
+from kinoise.envs.robosuite.recorded import made, require_same
 from kinoise.envs.simulators import install
 from kinoise.eval.collect import main as collect
 from kinoise.spec import KinoiseError
 from kinoise.wire import pack, unpack
+from line_world import LineWorld
 from mapped_worlds import PENDULUM, POINT, write
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection
 
 STILL = np.zeros(1, np.float32)
 
@@ -210,7 +223,7 @@ def test_numbers_that_another_side_should_not_have_sent_are_refused(point: Calla
 
     class Liar:
         def ask(self, message: Any, seconds: float) -> dict[str, Any]:
-            return unpack(pack({"observation": self.said, "info": {}, "initial": {}}), LIMITS)
+            return unpack(pack({"observation": self.said, "info": {}, "initial": {}, "instruction": ""}), LIMITS)
 
         def close(self) -> None: ...
 
@@ -226,6 +239,60 @@ def test_numbers_that_another_side_should_not_have_sent_are_refused(point: Calla
             env.reset(seed=0)
     with pytest.raises(KinoiseError, match=r"lacks .'reward'"):
         env.step(STILL)
+
+
+class Here:
+    """A line to a host in this process, through the same bytes as to another."""
+
+    def __init__(self) -> None:
+        self._host = Host()
+
+    def ask(self, message: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        return unpack(child._reply(self._host, pack(message)), LIMITS)
+
+    def close(self) -> None:
+        self._host.close()
+
+
+class Rewording(LineWorld):
+    """Says what is to be done in other words in each episode, as `perturb=instruction` has it."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.instruction = f"go, in the words of {seed}"
+        return super().reset(seed=seed, options=options)
+
+
+def test_an_episode_s_own_instruction_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "make", lambda task, **options: Rewording(task))
+    message = {"call": "make", "task": "line/go", "render": False, "cameras": [], "size": 84, "perturb": {"instruction": 1.0}}
+    env = ProcessEnv("remote/there/line/go", Here, message)
+    assert env.instruction == "do go"
+    for seed in (3, 4):
+        env.reset(seed=seed)
+        assert env.instruction == f"go, in the words of {seed}"
+        env.step(STILL)
+        assert env.instruction == f"go, in the words of {seed}"
+
+
+def test_versions_are_those_of_the_other_side(monkeypatch: pytest.MonkeyPatch, point: Callable[..., Env]) -> None:
+    monkeypatch.setattr("kinoise.provenance.version", lambda name: "0.0")  # of this process alone
+    env = point()
+    assert isinstance(env, ProcessEnv)
+    assert provenance.simulators()["numpy"] == "0.0"
+    assert (env.versions["numpy"], env.versions["python"]) == (np.__version__, platform.python_version())
+    assert env.versions["mujoco"] == metadata.version("mujoco")
+    assert "torch" not in env.versions
+
+
+def test_demonstrations_are_held_against_the_robosuite_that_is_there(installed: str) -> None:
+    pytest.importorskip("robosuite")
+    env = make(f"remote/{installed}/robosuite/lift")
+    there, own = env.meta()["robomimic"]["env_args"], metadata.version("robosuite")
+    require_same(env.task, there, made("lift", own))
+    other = "1.5.1" if own.startswith("1.4") else "1.4.0"
+    with pytest.raises(KinoiseError, match=rf"than {env.task} with robosuite {own}: env_version is {other}.*env={env.task}\)"):
+        require_same(env.task, there, made("lift", other))
+    env.close()
 
 
 @pytest.mark.parametrize("trouble", ["none", "hang"])
@@ -267,7 +334,11 @@ def test_programs_that_are_no_environment_of_kinoise(tmp_path: Path, installed: 
         ),
         ("/nowhere/python", "/nowhere/python can't be started: No such file"),
         ("/bin/false", "its process ended .exit code 1"),
-        ("elsewhere", r"'elsewhere' is not installed in .*\(there: here\). Run: kinoise simulator install elsewhere"),
+        ("ogbench", r"'ogbench' is not installed in .*\(there: here\). Run: kinoise simulator install ogbench$"),
+        (
+            "elsewhere",
+            r"There are recipes for gymnasium-robotics, ogbench.*: kinoise simulator install elsewhere packages='\.\.\.'",
+        ),
     ):
         with pytest.raises(KinoiseError, match=said):
             make(write(tmp_path, {**POINT, "python": python}))
@@ -300,7 +371,7 @@ def test_simulators_are_listed_and_a_broken_one_is_not_taken_for_installed(
 
 @contextmanager
 def hosting(*served: str, **options: Any) -> Iterator[tuple[EnvHost, str]]:
-    host = EnvHost(served, **options)
+    host = serve_env.EnvHost(served, **options)
     with host.listen("127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -355,6 +426,53 @@ def test_an_environment_behind_a_websocket(tmp_path: Path, monkeypatch: pytest.M
         assert wait_for(lambda: not host._processes, host) == []
     with pytest.raises(KinoiseError, match="no environment answers at"):
         make(f"{url}/{task}")
+
+
+def test_no_more_clients_get_in_than_there_are_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    class Slow(EnvHost):
+        def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+            found = super()._admit(connection, request)
+            together.wait()  # both have been let in before either counts
+            return found
+
+    task, said = write(tmp_path, POINT), list[str]()
+    monkeypatch.setattr(serve_env, "EnvHost", Slow)
+
+    def ask(url: str) -> None:
+        try:
+            make(f"{url}/{task}").reset(seed=0)
+            said.append("played")
+        except KinoiseError as error:
+            said.append(str(error))
+
+    with hosting(task, clients=1) as (_, url):
+        threads = [threading.Thread(target=ask, args=(url,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert said.count("played") == 1
+    assert any("1 clients are connected already" in text for text in said)
+
+
+def test_a_client_that_is_gone_without_a_word_leaves_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_env, "PING_S", 0.3)
+    monkeypatch.setattr(serve_env, "PONG_S", 0.3)
+    task = write(tmp_path, POINT)
+    with hosting(task, clients=1) as (host, url):
+        address = url.removeprefix("ws://")
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as silent:  # takes pings, answers none
+            key = base64.b64encode(bytes(16)).decode()
+            asked = f"GET / HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            silent.sendall(f"{asked}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+            wait_for(lambda: host._connected == 1, host)
+            wait_for(lambda: host._connected == 0, host)
+        env = make(f"{url}/{task}")
+        time.sleep(1.5)  # idle for longer than a silent one may be
+        env.reset(seed=0)
+        env.close()
 
 
 def wait_for(condition: Callable[[], bool], host: EnvHost) -> list[Process]:

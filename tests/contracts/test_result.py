@@ -29,7 +29,7 @@ from kinoise.policies import DecodeConfig, Policy
 from kinoise.policies.core.random import Gen
 from kinoise.policies.replan import Start
 from kinoise.spec import Feature, KinoiseError, Observation, Plan, SpecMismatch
-from line_world import HORIZON, SPEC, make
+from line_world import HORIZON, SPEC, make, make_elsewhere
 from rich.console import Console
 from walker import ONE, WalkerConfig, WalkerPolicy
 
@@ -62,7 +62,8 @@ def test_the_result_is_the_contract(tmp_path: Path, checkpoint: Path):
     assert read_record(out / "result.json", RESULT, "eval") == json.loads(json.dumps(result))
     assert {"kinoise", "versions", "commit", "machine", "wall_s", "env_steps_per_s"} <= result.keys()
     assert result["protocol"] == EvaluationProtocol("line/all", TASKS["line/all"], 4, HORIZON, 7).to_json()
-    assert result["protocol"].keys() == {*(item.name for item in fields(EvaluationProtocol)), "hash"}
+    told = {item.name for item in fields(EvaluationProtocol)} - {"mappings"}  # of which there are none here
+    assert result["protocol"].keys() == {*told, "hash"}
     assert result["observed"] == {"state": {"kind": "state", "shape": [3]}}
     assert result["policy"].keys() == {"name", "checkpoint", "sha256", "parameters"}
     assert (result["policy"]["name"], result["policy"]["parameters"]) == ("walker", 1)
@@ -123,7 +124,7 @@ def test_the_protocols_hash_is_of_everything_in_it():
     changes = {
         "env": "other", "tasks": ("line/go",), "episodes": 5, "horizon": 31, "seed": 8, "name": "other", "seeding": "counted",
         "stored": 50, "wait": 1, "idle": (0.0,), "success": "last step", "images": "mirrored", "size": 9,
-        "perturb": {"camera": 1.0},
+        "perturb": {"camera": 1.0}, "mappings": {"own.yaml": "abc"},
     }  # fmt: skip
     assert changes.keys() == {item.name for item in fields(EvaluationProtocol)}
     hashes = {protocol.hash, *(replace(protocol, **{key: value}).hash for key, value in changes.items())}
@@ -187,6 +188,11 @@ def test_overlap_compares_nested_numbers_and_ignores_what_is_missing():
     assert overlap([outcome], [{"task": "a", "initial": {"name": "x", "vec": (0.1, 0.3333333333)}}]) == 1
     assert overlap([outcome], [{"task": "a", "initial": {"name": "x", "vec": [0.1, 0.3334]}}, {"task": "a"}]) == 0
     assert overlap([replace(outcome, initial=None)], [{"task": "a", "initial": None}]) == 0
+
+
+def test_the_versions_of_a_simulator_elsewhere_are_recorded():
+    assert "simulators" not in play(env="line/go")
+    assert play(env="line/go", make=make_elsewhere)["simulators"] == {"line": {"python": "3.12.1", "mujoco": "9.9"}}
 
 
 def test_a_task_overlaps_with_demonstrations_of_it_from_elsewhere():

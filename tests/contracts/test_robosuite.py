@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from kinoise.data import open_store
-from kinoise.envs import check_recorded, episode_seed, make, tasks
+from kinoise.envs import check_made, check_recorded, episode_seed, make, tasks
 from kinoise.envs.robosuite import env as ours
 from kinoise.envs.robosuite import recorded, upstream
 from kinoise.eval.demonstration import Recipe, play
@@ -275,6 +275,27 @@ def test_env_args_of_another_environment_are_refused_with_what_differs(env_args,
     assert str(raised.value).count(";") == 0, "one line for one difference"
 
 
+def test_env_args_are_held_against_those_of_an_environment_that_was_made():
+    newer, own = recorded.made("lift", "1.5.1"), "remote/robosuite-1.5/robosuite/lift"
+    for env_args in (newer, robomimic("1.5.1"), {}):
+        recorded.require_same(own, newer, env_args)
+    recorded.require_same("remote/sim/metaworld/push", {}, newer)
+    for here, env_args, line in (
+        (newer, robomimic("1.4.1"), "env_version is 1.4.1, expected 1.5"),
+        (recorded.made("can", "1.5.1"), newer, "env_name is Lift, expected PickPlaceCan"),
+        ({**newer, "env_kwargs": {**newer["env_kwargs"], "control_freq": 10}}, newer, "control_freq is 20, expected 10"),
+        (
+            {**newer, "env_kwargs": {**newer["env_kwargs"], "controller_configs": {**recorded.ARM, "kp": 99}}},
+            newer,
+            "expected 99",
+        ),
+    ):
+        with pytest.raises(KinoiseError, match=f"kinoise collect env={own}") as raised:
+            recorded.require_same(own, here, env_args)
+        assert line in str(raised.value)
+        assert str(raised.value).count(";") == 0, "one line for one difference"
+
+
 def test_a_policy_of_other_demonstrations_is_refused_before_any_episode(tmp_path):
     policy = small("mode")
     assert policy.recorded == {}
@@ -295,6 +316,15 @@ def test_training_keeps_what_the_file_says(tmp_path):
 def test_other_simulators_and_empty_records_are_not_compared():
     check_recorded(["metaworld/push"], robomimic())
     check_recorded(["robosuite/lift"], {})
+
+
+def test_an_environment_elsewhere_is_compared_by_what_it_says_of_itself():
+    meta, newer = env("lift").meta(), recorded.made("lift", "1.5.1")
+    check_made("ws://there:8100/robosuite/lift", meta, recorded.made("lift", VERSION))
+    with pytest.raises(KinoiseError, match=r"ws://there:8100/robosuite/lift with robosuite .*env_version is 1\.5\.1"):
+        check_made("ws://there:8100/robosuite/lift", meta, newer)
+    check_made("ws://there:8100/robosuite/lift", meta, {})
+    check_made("ws://there:8100/metaworld/push", {}, newer)
 
 
 # Demonstrators

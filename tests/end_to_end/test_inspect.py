@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kinoise.cli import main
 from kinoise.data import Episode, stats, write_store
-from kinoise.spec import Feature, Spec
+from kinoise.spec import OBJECT, Feature, Spec
 
 SPEC = Spec(
     observations={"state": Feature((3,), names=("x", "y", "unused"), unit=("m",)), "image.top": Feature((2, 2, 3), "image")},
@@ -94,6 +95,32 @@ def test_every_problem_is_found(tmp_path, capsys):
 
     assert main(["inspect", str(tmp_path / "data")]) == 0
     assert capsys.readouterr().out.count("problem:") == 6
+
+
+def test_lists_of_objects_are_not_held_against_themselves(tmp_path, capsys):
+    rng, turned = np.random.default_rng(0), [1, 0, 0, 0, 1, 0]
+
+    def listed(steps: int, there: int) -> Episode:
+        rows = np.zeros((steps, 3, len(OBJECT)), np.float32)
+        rows[:, :, 0] = -1
+        rows[:, :there, 1:7] = 0.01 * rng.normal(size=(steps, there, 6)).cumsum(0)
+        rows[:, :there, 0], rows[:, :there, 7:] = np.arange(there), turned
+        rows[steps // 2, 0, 7:] = np.array([0.6, 0.8, 0, -0.8, 0.6, 0])  # lies otherwise, for a step
+        rows = rows.reshape(steps, -1)
+        return Episode({"objects": rows, "plain": rows, "action": rng.normal(size=(steps, 2)).astype(np.float32)}, "sort")
+
+    names = tuple(f"{row}.{name}" for row in range(3) for name in OBJECT)
+    units = tuple(OBJECT.values()) * 3
+    objects = Feature((len(names),), names=names, unit=units, categories=("cup", "plate"))
+    spec = Spec({"objects": objects, "plain": replace(objects, categories=())}, Feature((2,)), rate=10.0)
+    write_store(tmp_path / "data", spec, [listed(40, 1 + index % 2) for index in range(6)])
+    found = inspected(tmp_path / "data", capsys)
+    assert any("'plain'" in problem for problem in found["problems"]), "the same numbers of no list have problems"
+    assert not any("'objects'" in problem for problem in found["problems"])
+    assert (found["keys"]["objects"]["rotations"], found["keys"]["objects"]["jumps"]) == ([], [])
+    assert found["keys"]["objects"]["histogram"] == found["keys"]["plain"]["histogram"]
+    assert any("'objects' is a list of objects" in note for note in found["notes"])
+    assert main(["inspect", str(tmp_path / "data"), f"html={tmp_path / 'page.html'}"]) == 0
 
 
 def test_idle_runs_end_with_their_episode(tmp_path, capsys):

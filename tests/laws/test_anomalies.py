@@ -104,6 +104,20 @@ def test_outliers_and_jumps_are_found_with_their_place(tmp_path):
     assert np.array(found["histogram"])[1, [0, -1]].tolist() == [299, 1]
 
 
+def test_a_dimension_that_only_rounds_has_no_usual_change_to_be_a_multiple_of(tmp_path):
+    rng = np.random.default_rng(0)
+    state = np.stack([1e-17 * rng.normal(size=400), 0.1 * rng.normal(size=400).cumsum(), 1 + 1e-7 * rng.normal(size=400)], 1)
+    state[200, 0], state[300:, 2] = -0.003, 1.5
+    state = state.astype(np.float32)
+    spec = Spec({"state": Feature((3,))}, Feature((1,)), rate=10.0, language=False)
+    write_store(tmp_path / "data", spec, [Episode({"state": state, "action": state[:, :1]})])
+    store = open_store(tmp_path / "data")
+    sample = Sample({"state": state.astype(np.float64)}, np.array([400]))
+    found = scan(store, "state", store.stats()["state"], sample, [0], ["rounding", "walk", "stair"])
+    assert found["jumps"] == found["outliers"] == []
+    assert found["nearly_constant"] == ["rounding"]
+
+
 @pytest.mark.parametrize("episodes", [[0], [4], [1, 2, 4], [0, 2, 3], [0, 1, 2, 3, 4]])
 def test_a_subset_is_what_is_left_of_a_store(episodes, tmp_path):
     rng = np.random.default_rng(0)

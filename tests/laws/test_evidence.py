@@ -282,6 +282,19 @@ def test_euler_angles_wrap_alone(turned):
     assert found["kind"] == "Euler angles"
 
 
+def test_names_win_over_what_numbers_look_like(turned):
+    # A gripper that points down: its rotation vector may grow past pi instead of turning over there.
+    down = np.array([np.pi, 0, 0]) + 0.1 * vectors(turned)
+    assert np.linalg.norm(down, axis=1).max() > np.pi + 0.1
+    for names in (["rx", "ry", "rz"], ["hand.rotvec0", "hand.rotvec1", "hand.rotvec2"]):
+        (found,) = layouts(down, names)
+        assert (found["kind"], found["order"]) == ("rotation vector", "")
+    assert layouts(0.1 * euler(turned), ["roll", "pitch", "yaw"])[0]["kind"] == "Euler angles"
+    assert layouts(down, ["rot.x", "rot.y", "rot.z"])[0]["kind"] == "Euler angles", "a name that says neither leaves it open"
+    far = np.array([5.5, 5.5, 0]) + 0.1 * vectors(turned)
+    assert layouts(far, ["rx", "ry", "rz"])[0]["kind"] == "Euler angles", "no rotation vector is longer than a whole turn"
+
+
 def test_a_gripper_that_points_down_is_not_taken_for_the_identity(turned):
     # x, y, z, w near (1, 0, 0, 0): read as w first it would be no turn at all.
     small = turning(np.random.default_rng(2), step=0.002)
