@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     env = recipe.make(tasks[0])
     _require_one_spec(env, tasks, recipe)
     folder = Folder(out.with_name(f"{out.name}.partial"))
-    _prepare(folder.path, tasks, recipe, settings.overwrite)
+    _prepare(folder.path, tasks, env.versions, recipe, settings.overwrite)
     ledgers = [Ledger(task, settings.episodes, folder.found(task)) for task in tasks]
 
     begin = time.perf_counter()
@@ -122,12 +122,12 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise KinoiseError(f"{out} is not a data set, so overwrite=true leaves it alone. Choose another out=, or remove it.")
 
 
-def _prepare(partial: Path, tasks: Sequence[str], recipe: Recipe, overwrite: bool) -> None:
-    """Makes sure that what is in `partial` came, and will come, from the same recipe."""
+def _prepare(partial: Path, tasks: Sequence[str], elsewhere: Mapping[str, str], recipe: Recipe, overwrite: bool) -> None:
+    """Makes sure that what is in `partial` came, and will come, from the same recipe; `elsewhere`: see `Env.versions`."""
     found = versions()
     now = {**asdict(recipe), "hold": HOLD, "versions": {name: found[name] for name in LIBRARIES if name in found}}
-    if mappings := envs.described(tasks):
-        now["mappings"] = mappings
+    beside = {"mappings": envs.described(tasks), "elsewhere": dict(elsewhere)}
+    now |= {key: item for key, item in beside.items() if item}
     now["cameras"] = list(recipe.cameras)
     file = partial / "collect.json"
     if file.exists():
