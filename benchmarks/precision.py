@@ -24,7 +24,7 @@ from kinoise.train.config import Settings
 from rich.console import Console
 
 from .record import ratio, write
-from .training import WARM, Benchmark, bare_loop, seconds
+from .training import Benchmark, bare_loop, by_turns
 
 
 def measure(benchmark: Benchmark) -> dict[str, Any]:
@@ -42,12 +42,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
             "bfloat16": bare_loop(trainer, lambda: torch.autocast(device.type, torch.bfloat16)),
         }
         trainer.close()
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for update in sides.values():
-            seconds(update, WARM, device)
-        for number in range(benchmark.rounds):
-            for name in sorted(sides, reverse=bool(number % 2)):
-                times[name].append(seconds(sides[name], benchmark.updates, device))
+        times = by_turns(sides, benchmark, device)
     return {
         **ratio(times["float32"], times["bfloat16"]),
         "updates_per_s": {name: round(benchmark.rounds * benchmark.updates / sum(took), 2) for name, took in times.items()},

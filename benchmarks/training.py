@@ -11,7 +11,7 @@ import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
@@ -70,7 +70,7 @@ def bare_loop(trainer: Trainer, autocast: Callable[[], AbstractContextManager[An
     return update
 
 
-def seconds(update: Callable[[], None], updates: int, device: torch.device) -> float:
+def seconds(update: Callable[[], object], updates: int, device: torch.device) -> float:
     started = time.perf_counter()
     for _ in range(updates):
         update()
@@ -79,12 +79,22 @@ def seconds(update: Callable[[], None], updates: int, device: torch.device) -> f
     return time.perf_counter() - started
 
 
+def by_turns(sides: Mapping[str, Callable[[], object]], benchmark: Benchmark, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each side's blocks, which side goes first changing every time."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for update in sides.values():
+        seconds(update, WARM, device)
+    for number in range(benchmark.rounds):
+        for name in sorted(sides, reverse=bool(number % 2)):
+            times[name].append(seconds(sides[name], benchmark.updates, device))
+    return times
+
+
 def measure(benchmark: Benchmark) -> dict[str, Any]:
     """Updates per second of both sides over the same number of blocks, which side goes first changing every time."""
     config, store = benchmark.train, open_store(benchmark.data)
     config.steps = WARM + benchmark.rounds * benchmark.updates
     accelerator = make_accelerator(config)
-    times: dict[str, list[float]] = {"bare": [], "kinoise": []}
     with tempfile.TemporaryDirectory() as directory:
         settings = Settings(benchmark.policy, benchmark.data, directory, seed=benchmark.seed, train=config)
         run = RunDirectory(Path(directory), config.keep)
@@ -92,11 +102,7 @@ def measure(benchmark: Benchmark) -> dict[str, Any]:
             session = make_session(settings, run, None, store, accelerator, Console(stderr=True))
             sides = {"bare": bare_loop(session.trainer, accelerator.autocast), "kinoise": session.update}
             with session.opened():
-                for update in sides.values():
-                    seconds(update, WARM, accelerator.device)
-                for number in range(benchmark.rounds):
-                    for name in sorted(sides, reverse=bool(number % 2)):
-                        times[name].append(seconds(sides[name], benchmark.updates, accelerator.device))
+                times = by_turns(sides, benchmark, accelerator.device)
     made = benchmark.rounds * benchmark.updates
     return {
         "target": TARGET,

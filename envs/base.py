@@ -246,6 +246,14 @@ def family(task: str) -> str:
     return place + simulator
 
 
+def firsts(tasks: Sequence[str]) -> list[str]:
+    """The first task of each family, in order."""
+    known: dict[str, str] = {}
+    for task in tasks:
+        known.setdefault(family(task), task)
+    return list(known.values())
+
+
 def bare(task: str) -> str:
     """A full id without its place, and without the folder of a mapping file: the same wherever the task is simulated."""
     _, own = split(task)
@@ -259,10 +267,8 @@ def described(tasks: Sequence[str]) -> dict[str, str]:
 
 def horizon(task: str) -> int | None:
     """Most steps of an episode of `task`, a full id, without building it; None where all its family have as many."""
-    _, own = split(task)
-    simulator, _, name = own.partition("/")
-    said = None if is_mapping(own) or simulator not in ENVS else getattr(_load(simulator), "horizon", None)
-    return None if said is None else said(name)
+    said = _optional(task, "horizon")
+    return None if said is None else said(split(task)[1].partition("/")[2])
 
 
 def check_recorded(tasks: Sequence[str], env_args: Mapping[str, Any]) -> None:
@@ -279,9 +285,7 @@ def check_recorded(tasks: Sequence[str], env_args: Mapping[str, Any]) -> None:
 
 def check_made(task: str, meta: Mapping[str, Any], env_args: Mapping[str, Any]) -> None:
     """The same for an environment that was made, wherever it is, by what it says of itself (`Env.meta`)."""
-    _, own = split(task)
-    simulator = own.partition("/")[0]
-    check = None if is_mapping(own) or simulator not in ENVS else getattr(_load(simulator), "check_made", None)
+    check = _optional(task, "check_made")
     if check is not None and env_args:
         check(task, meta, env_args)
 
@@ -356,6 +360,13 @@ def _registered(env: str) -> tuple[str, str]:
     close = [] if env in ENVS else difflib.get_close_matches(env if slash else f"{next(iter(ENVS))}/{env}", known, 3)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"Take for example {known[0]}; kinoise collect --help lists all."
     raise KinoiseError(f"unknown env '{env}'. {hint}")
+
+
+def _optional(task: str, name: str) -> Callable[..., Any] | None:
+    """What the simulator of `task`, a full id, has under a name that not all of them know."""
+    _, own = split(task)
+    simulator = own.partition("/")[0]
+    return None if is_mapping(own) or simulator not in ENVS else getattr(_load(simulator), name, None)
 
 
 def _load(simulator: str) -> Simulator:

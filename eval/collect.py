@@ -105,12 +105,9 @@ def _check(settings: Settings) -> None:
 
 def _require_one_spec(first: Env, tasks: Sequence[str], recipe: Recipe) -> None:
     """Raises SpecMismatch, before any work, when the tasks don't fit into one data set."""
-    known = {envs.family(first.task)}
-    for task in tasks:
-        if envs.family(task) not in known:
-            known.add(envs.family(task))
-            with closing(recipe.make(task)) as other:
-                first.spec.require(other.spec, (first.task, f"{task} (collect it by itself)"))
+    for task in envs.firsts(tasks)[1:]:
+        with closing(recipe.make(task)) as other:
+            first.spec.require(other.spec, (first.task, f"{task} (collect it by itself)"))
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -293,8 +293,11 @@ def _staging(out: Path | None, video: int) -> Iterator[Path | None]:
 
     Nobody else evaluates into `out` meanwhile.
     """
-    with nullcontext() if out is None else output_directory(out), nullcontext() if out is None else claimed(out, "evaluates"):
-        if out is None or not video:
+    if out is None:
+        yield None
+        return
+    with output_directory(out), claimed(out, "evaluates"):
+        if not video:
             yield None
             return
         with new_directory(out / VIDEOS) as films:

@@ -209,8 +209,7 @@ class Wanted:
 
 def survey(tasks: Sequence[str], look: Callable[[str], Simulator]) -> dict[str, Simulator]:
     """What each task's simulator says of itself; one task of each family is looked at. See `Wanted.resolve`."""
-    first = {envs.family(task): task for task in reversed(tasks)}
-    seen = {name: look(task) for name, task in reversed(first.items())}
+    seen = {envs.family(task): look(task) for task in envs.firsts(tasks)}
     found = {task: seen[envs.family(task)] for task in tasks}
     return {task: replace(item, horizon=envs.horizon(task) or item.horizon) for task, item in found.items()}
 
