@@ -6,7 +6,7 @@ KINOISE := $(BIN)/kinoise
 DEMO := outputs/demo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: install libero demo test check clean-demo bench-report
+.PHONY: install libero demo test check clean-demo bench-report docs release-check
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -65,6 +65,18 @@ clean-demo:
 # From results that are there: what `python -m benchmarks.decode` and `python -m benchmarks.peers` wrote.
 bench-report: $(VENV)/installed
 	$(BIN)/python -m benchmarks.plots
+
+# The documentation as a site, build/site/index.html, where warnings are errors; the theme's own notice about its successor isn't one.
+docs: $(VENV)/documented
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/documented: $(VENV)/installed
+	$(PIP) --editable '.[docs]'
+	touch $@
+
+# Wheel and source distribution, their contents, known vulnerabilities, an empty environment, and every extra on its own.
+release-check:
+	$(PYTHON) tests/release/check.py build/release --extras $(or $(EXTRAS),resolve)
 
 check: $(VENV)/tested
 	$(BIN)/ruff check .

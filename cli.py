@@ -16,6 +16,7 @@ COMMANDS = {
     "push": (".data.hub.push", "a data set or a policy to the Hugging Face hub"),
     "pull": (".data.hub.pull", "a data set or a policy from the Hugging Face hub"),
     "train": (".train.__main__", "a policy from demonstrations"),
+    "sweep": (".train.sweep", "train or eval once for every combination of settings"),
     "eval": (".eval.__main__", "a trained policy's success, by rollouts"),
     "merge": (".eval.merge", "one result of an evaluation whose parts were played apart"),
     "compare": (".eval.compare", "two evaluations, paired episode by episode"),
@@ -29,7 +30,11 @@ COMMANDS = {
     "serve-env": (".deploy.serve_env", "a simulator for kinoise elsewhere, over a websocket"),
     "simulator": (".envs.simulators", "install a simulator in a Python environment of its own"),
     "export-onnx": (".deploy.export_onnx", "a trained policy as ONNX graphs, for machines without torch"),
+    "import": (".train.import_policy", "a model that was trained elsewhere, as a run"),
+    "import-lerobot": (".train.import_lerobot", "LeRobot's own DiffusionPolicy, as a run"),
+    "export-lerobot": (".deploy.export_lerobot", "a U-Net policy as LeRobot's own DiffusionPolicy"),
     "report": (".eval.report", "one HTML page about a run"),
+    "view": (".eval.view.command", "an evaluation or a trace as a recording for rerun's viewer"),
     "doctor": (".deploy.doctor", "what this machine has, and how to mend what it lacks"),
 }
 
@@ -51,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean {close[0]}?" if close else ""
         print(f"kinoise: unknown command '{name}'; the commands are {', '.join(COMMANDS)}.{hint}", file=sys.stderr)
         return 2
+    if name != "sweep" and {"--multirun", "-m"} & {*arguments}:  # as Hydra's own applications are told
+        arguments, name = ["sweep", *arguments], "sweep"
     # GNU OpenMP reads this once, when torch is imported. By default a thread that waits for another spins; where a third
     # process wants a core, both then wait for each other most of the time (seen: 0.2 updates a second instead of 14).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

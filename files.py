@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .spec import KinoiseError
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
+"""What taking values out of JSON raises that isn't as it should be: infinite sizes, endless nesting, odd dtypes."""
 
 
 @contextmanager
@@ -62,12 +66,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises KinoiseError when the file is missing or is not JSON."""
+    """Raises KinoiseError when the file is missing or is not JSON, or nested deeper than can be read."""
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise KinoiseError(f"{path} does not exist") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits
         raise KinoiseError(f"{path} is not valid JSON ({error}): it was cut short or edited. Write it again.") from error
 
 
@@ -111,21 +115,28 @@ def output_directory(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(path: Path, doing: str) -> Iterator[None]:
+def claimed(path: Path, doing: str, waiting: Callable[[], None] | None = None) -> Iterator[int]:
     """Keeps other processes that claim the directory `path` out during the block; the kernel ends it when the process ends.
+
+    Yields the directory's descriptor, which stays what it was when `path` is renamed or made anew meanwhile.
 
     Args:
         doing: what the other one does there, for the error: "trains".
+        waiting: called once when another process has it, which is waited for then; None raises.
 
-    Raises KinoiseError when another process has it.
+    Raises KinoiseError when another process has it, and it is not waited for.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise KinoiseError(f"{path}: another process {doing} there. Wait for it, or choose another out=.") from error
-        yield
+            if waiting is None:
+                message = f"{path}: another process {doing} there. Wait for it, or choose another out=."
+                raise KinoiseError(message) from error
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -146,3 +157,8 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,8 +5,10 @@ Everything here is in physical units. Normalisation is the codec's business, ins
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,6 +27,9 @@ OBJECT = {
 }
 """What a list of objects says of each, and its unit: the index of its category, -1 for an empty row; its position relative to
 the gripper and to the robot's base, along the base's axes; the first two columns of its rotation."""
+
+MOST_NUMBERS = 2**31
+"""That one step of a feature may hold."""
 
 
 class KinoiseError(Exception):
@@ -121,8 +126,9 @@ class Spec:
 
     @classmethod
     def from_json(cls, value: Any) -> Spec:
-        """Raises KinoiseError for unknown or missing keys."""
+        """Raises KinoiseError for unknown or missing keys, and for values that are not what they should be."""
         _check_keys(cls, value, "spec")
+        _check_kinds(value, _SPEC, "spec")
         observations = {key: _feature_from_json(item) for key, item in value["observations"].items()}
         rest = {key: item for key, item in value.items() if key not in ("observations", "action", "gripper")}
         return cls(
@@ -143,6 +149,7 @@ def _feature_differences(label: str, mine: Feature, theirs: Feature, names: tupl
 
 def _feature_from_json(value: Any) -> Feature:
     _check_keys(Feature, value, "spec feature")
+    _check_kinds(value, _FEATURE, "spec feature")
     return Feature(**_tuples(value))
 
 
@@ -152,6 +159,51 @@ def _tuples(value: dict[str, Any]) -> dict[str, Any]:
 
 def _tuple(item: Any) -> Any:
     return tuple(_tuple(part) for part in item) if isinstance(item, list) else item
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(_is(item, kind) for item in value)
+
+
+_numbers, _texts, _whole = _list_of(Real), _list_of(str), _list_of(Integral)
+_Kinds = dict[str, tuple[Callable[[Any], bool], str]]
+_FEATURE: _Kinds = {
+    "shape": (
+        lambda value: _whole(value) and all(size >= 0 for size in value) and math.prod(value) <= MOST_NUMBERS,
+        f"whole numbers of at least 0, at most {MOST_NUMBERS} numbers in all",
+    ),
+    "kind": (lambda value: value in ("state", "image"), "state or image"),
+    **dict.fromkeys(("names", "unit", "categories"), (_texts, "a list of texts")),
+    **dict.fromkeys(("low", "high"), (lambda value: value is None or _numbers(value), "a list of numbers, or nothing")),
+}
+_SPEC: _Kinds = {
+    "observations": (lambda value: isinstance(value, dict) and all(map(_text, value)), "features by key"),
+    "rate": (lambda value: _is(value, Real), "a number"),
+    "control": (lambda value: value in ("absolute", "relative", "delta"), "absolute, relative or delta"),
+    "gripper": (_whole, "a list of whole numbers"),
+    "language": (lambda value: _is(value, bool), "true or false"),
+}
+_STATS: _Kinds = {
+    **dict.fromkeys(("mean", "std", "min", "max", "q01", "q99"), (_numbers, "a list of numbers")),
+    "count": (lambda value: _is(value, Integral), "a whole number"),
+    "quantiles": (lambda value: isinstance(value, list | tuple) and all(map(_numbers, value)), "lists of numbers"),
+}
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _check_kinds(value: dict[str, Any], kinds: _Kinds, label: str) -> None:
+    """Raises KinoiseError for the first value that is something else than it should be: a file or a peer may say anything."""
+    for key, (fits, expected) in kinds.items():
+        if key in value and not fits(value[key]):
+            came = str(value[key])[:80] if not isinstance(value[key], list | dict) else f"a {type(value[key]).__name__}"
+            raise KinoiseError(f"{label}: '{key}' has to be {expected}, came {came}. The file was damaged: write it again.")
 
 
 def _check_keys(cls: type, value: Any, label: str) -> None:
@@ -188,8 +240,9 @@ class Stats:
 
     @classmethod
     def from_json(cls, value: Any) -> Stats:
-        """Raises KinoiseError for unknown or missing keys."""
+        """Raises KinoiseError for unknown or missing keys, and for values that are not what they should be."""
         _check_keys(cls, value, "statistics")
+        _check_kinds(value, _STATS, "statistics")
         return cls(**_tuples(value))
 
 

@@ -1,4 +1,5 @@
-"""How often the scripted demonstrators succeed: `python -m benchmarks.demonstrators env=libero/object [states=20] [noise=0]`.
+"""How often the scripted demonstrators succeed: `python -m benchmarks.demonstrators env=libero/object [states=20] [noise=0]
+[disturb=0]`.
 
 Each task is played from its first `states` stored initial states (drawn ones, where a simulator stores none), after ten steps
 with nothing commanded, within the suite's steps. Keeps a row for each task: successes, Wilson's interval, mean steps of those.
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 from kinoise import envs
 from kinoise.config import parse, run
-from kinoise.envs.base import Env, Values, episode_seed
+from kinoise.envs import episode_seed
+from kinoise.envs.base import Env, Values
+from kinoise.eval.disturb import Disturbed
 from kinoise.eval.metrics import wilson
 from kinoise.eval.rollout import Rollout, look
 from kinoise.eval.slot import Job, Outcome, Terms
@@ -27,16 +30,14 @@ from .record import write
 
 @dataclass(frozen=True)
 class Demonstrator:
-    """Plays an episode by its environment's expert, with noise on what is executed, as `kinoise collect` does."""
+    """Plays an episode by its environment's expert, with noise and disturbances as `kinoise collect` has them."""
 
     noise: float
+    disturb: float
 
     def start(self, env: Env, seed: int) -> Callable[[Values], np.ndarray]:
-        expert, gen = env.expert(), np.random.default_rng([seed, 1])
-        return lambda observation: self._noisy(expert.act(observation), gen)
-
-    def _noisy(self, action: np.ndarray, gen: np.random.Generator) -> np.ndarray:
-        return action + self.noise * gen.standard_normal(action.shape)
+        expert, executed = env.expert(), Disturbed(env.spec, self.noise, self.disturb, seed)
+        return lambda observation: executed(expert.act(observation))
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Settings:
     states: int = 20
     wait: int = 10
     noise: float = 0.0
+    disturb: float = 0.0
     workers: int = 2
     name: str = ""
 
@@ -64,7 +66,7 @@ def main(argv: list[str]) -> int:
                 index,
                 episode_seed(0, task, index),
                 Terms(1, (), envs.horizon(task) or first.horizon, wait, first.idle or ()),
-                driver=Demonstrator(settings.noise),
+                driver=Demonstrator(settings.noise, settings.disturb),
             )
             for task in tasks
             for index in range(settings.states)
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> int:
     name = settings.name or settings.env.replace("/", "_")
     write(
         f"demonstrators_{name}",
-        {"env": settings.env, "noise": settings.noise, "tasks": rows, "at_least_90_percent": good},
+        {"env": settings.env, "noise": settings.noise, "disturb": settings.disturb, "tasks": rows, "at_least_90_percent": good},
         False,
     )
     return 0

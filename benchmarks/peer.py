@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from kinoise.files import read_json, write_json
+from kinoise.files import claimed, read_json, write_json
 
 PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 TOLD = 400
@@ -22,7 +22,7 @@ class Absent(Exception):
 
 
 def environment(folder: Path, alone: Sequence[str], needs: Sequence[str]) -> Path:
-    """The Python of a virtual environment in `folder`, made unless it is there already.
+    """The Python of a virtual environment in `folder`, made unless it is there already; two processes at once make one.
 
     Args:
         alone: requirements, in order, that are installed without what they ask for; torch comes first, as it is here, and
@@ -37,8 +37,6 @@ def environment(folder: Path, alone: Sequence[str], needs: Sequence[str]) -> Pat
     python, made = folder / "bin" / "python", folder / "made.json"
     fixed = f"torch=={torch.__version__.partition('+')[0]}"
     wanted = [fixed, *needs, *alone]
-    if made.exists() and read_json(made) == wanted:
-        return python
     within = folder / "constraints.txt"
     steps = [
         (sys.executable, "-m", "venv", "--clear", str(folder)),
@@ -46,13 +44,17 @@ def environment(folder: Path, alone: Sequence[str], needs: Sequence[str]) -> Pat
         (str(python), *PIP, "--constraint", str(within), *needs),
         *([(str(python), *PIP, "--no-deps", *alone)] if alone else []),
     ]
-    for number, step in enumerate(steps):
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise Absent(f"{' '.join(step[1:])}: {tail(done.stderr)}")
-        if number == 0:
-            within.write_text(f"{fixed}\n")
-    write_json(made, wanted)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, "makes an environment", lambda: print(f"another process is making {folder}: waiting for it")):
+        if made.exists() and read_json(made) == wanted:
+            return python
+        for number, step in enumerate(steps):
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise Absent(f"{' '.join(step[1:])}: {tail(done.stderr)}")
+            if number == 0:
+                within.write_text(f"{fixed}\n")
+        write_json(made, wanted)
     return python
 
 

@@ -76,6 +76,22 @@ def extras_of(episode: Episode) -> dict[str, Extra]:
     return {key: Extra(array.dtype, array.shape[1:]) for key, array in episode.extras.items()}
 
 
+def extras_from_json(value: Any) -> dict[str, Extra]:
+    """Extras as headers hold them: `{key: {"dtype": numpy's name, "shape": of a step}}`.
+
+    Raises ValueError for keys that can't name a folder, dtypes that aren't numbers of 64 bits at most, and steps without
+    numbers; one of `files.MALFORMED` for what is no such object.
+    """
+    found = {}
+    for key, item in value.items():
+        extra = Extra(np.dtype(str(item["dtype"])), tuple(map(int, item["shape"])))
+        numeric = extra.dtype.kind in "biuf" and 1 <= extra.dtype.itemsize <= 8
+        if not nameable(key) or not numeric or min(extra.shape, default=1) < 1:
+            raise ValueError(f"an extra {key!r} of {str(item)[:80]}")
+        found[key] = extra
+    return found
+
+
 def label(index: int, episode: Episode) -> str:
     """How messages call an episode."""
     name = episode.info.get("task") or episode.instruction

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
-from ..files import read_json, sync, write_json
+from ..files import MALFORMED, read_json, sync, write_json
 from ..spec import KinoiseError
 from .base import check_indices, check_span
 from .resident import RESIDENT
@@ -207,7 +207,7 @@ def _read_metadata(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> tuple
     found = read_json(file)
     try:
         rows, chunk_rows = int(found["shape"][0]), int(found["chunks"][0])
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except MALFORMED as error:
         raise KinoiseError(f"{file} lacks shape and chunks: it was edited or damaged. Write the store again.") from error
     if rows < 1 or chunk_rows < 1:
         raise KinoiseError(f"{file}: {rows} rows in chunks of {chunk_rows} are no data. Write the store again.")

@@ -23,10 +23,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from .. import __version__
-from ..files import new_directory, read_json, write_json
+from ..files import MALFORMED, new_directory, read_json, write_json
 from ..spec import KinoiseError, Spec, Stats
 from .base import AS_IT_IS, Episode, Extra, Reading, Report, features, refuse
-from .check import check_episode, check_meta, check_spec, extras_of, label
+from .check import check_episode, check_meta, check_spec, extras_from_json, extras_of, label
 from .chunks import ChunkReader, ChunkWriter
 from .long_texts import apart, together
 from .stats import statistics
@@ -191,11 +191,8 @@ def _no_spec_file(path: Path) -> str:
 def _beside(value: Any, file: Path) -> tuple[dict[str, Extra], dict[str, Any]]:
     """Extras and meta, which a store written before there were any lacks."""
     try:
-        extras = {
-            key: Extra(np.dtype(item["dtype"]), tuple(map(int, item["shape"]))) for key, item in value.get("extras", {}).items()
-        }
-        return extras, dict(value.get("meta", {}))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return extras_from_json(value.get("extras", {})), dict(value.get("meta", {}))
+    except MALFORMED as error:
         raise KinoiseError(f"{file}: its extras or meta are damaged ({error!r}): it was edited. Write it again.") from error
 
 
@@ -211,7 +208,7 @@ def _parsed(value: Any, file: Path) -> tuple[Spec, tuple[str, ...], np.ndarray, 
         info = [together(item, value.get("long", ())) for item in value["episodes"]]
     except KinoiseError as error:
         raise KinoiseError(f"{file}: {error}") from error
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise KinoiseError(f"{file} lacks what a store needs ({error!r}): it was edited or damaged. Write it again.") from error
     if not all(isinstance(item, str) for item in texts) or len(set(texts)) < len(texts) or set(text) != set(range(len(texts))):
         raise KinoiseError(f"{file}: its texts are not the episodes' distinct instructions: it was edited. Write it again.")

@@ -1,9 +1,8 @@
 """Simulated tasks behind Gymnasium's interface, with specs, instructions and scripted experts."""
 
-from .base import (
+from .base import Env, Expert
+from .register import (
     ENVS,
-    Env,
-    Expert,
     bare,
     cameras,
     check_made,

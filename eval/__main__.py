@@ -18,14 +18,17 @@ from ..policies.checkpoint import FRAME, load_policy, resolve
 from ..policies.decode import DecodeChanges
 from .evaluate import evaluate
 from .latency import HELP
+from .launch import HELP as LAUNCHER
+from .launch import Cluster, check_launched
 from .presets import EPISODES, PRESETS, SEED
 from .protocol import Shard
 from .rollout import SLOTS
 from .slot import TURNS, UPRIGHT
+from .workers import TIMEOUT_S
 
 ABOUT = """Plays episodes with a trained policy and writes DIR/result.json: success per task with 95 % intervals, every episode,
 what planning cost. The same command gives the same episodes; with resume=true it goes on after a kill. Parts played with
-shard= become one result by kinoise merge."""
+shard= become one result by kinoise merge; launcher= plays and merges them (docs/scaling.md)."""
 
 
 @dataclass
@@ -46,6 +49,8 @@ class Settings:
     )
     resume: bool = field(default=False, metadata={"help": "play only the episodes that out= lacks"})
     shard: str | None = field(default=None, metadata={"help": "such as 2/8: play the second of eight parts"})
+    launcher: str | None = field(default=None, metadata={"help": LAUNCHER})
+    shards: int | None = field(default=None, metadata={"help": "launcher's parts; null: as many as there is room for at once"})
     until: float | None = field(
         default=None, metadata={"help": "stop once half the overall interval's width is at most this, such as 0.02"}
     )
@@ -73,22 +78,45 @@ class Settings:
     workers: int | None = field(default=None, metadata={"help": "processes for the simulators; null: one for each core"})
     slots: int = field(default=SLOTS, metadata={"help": "episodes under way at once"})
     threads: int = field(default=1, metadata={"help": "of the policy, on the CPU; more than spare cores slows everything"})
+    timeout: float = field(default=TIMEOUT_S, metadata={"help": "seconds after which a simulator that hangs is started again"})
     decode: DecodeChanges = field(default_factory=DecodeChanges)
+    cluster: Cluster = field(default_factory=Cluster)
 
 
 def main(argv: Sequence[str]) -> int:
-    """0, or 1 when not a single episode could be played to its end.
+    """0, or 1 when not a single episode could be played to its end (of a shard: 0).
 
     Raises:
         UsageError: a key or a value that doesn't exist.
         KinoiseError: no checkpoint, a policy that doesn't fit the environment, a simulator that can't be built.
     """
-    choices = {"env": envs.choices, "protocol": lambda: ", ".join(PRESETS)}
-    settings = parse("eval", Settings, argv, positional="run", about=ABOUT, choices=choices)
+    settings = read_settings(argv)
+    check_launched(settings.launcher, settings.shards)
     part = "" if settings.shard is None else str(Shard.parse(settings.shard)).replace("/", "-of-")
     out = Path(settings.out or Path(settings.run) / "eval" / part)
     console = Console()
     checkpoint = resolve(settings.run)
+    result = _alone(settings, checkpoint, out) if settings.launcher is None else _in_parts(settings, argv, checkpoint, out)
+    show(result, console)
+    console.print(f"{out / 'result.json'}", highlight=False, soft_wrap=True)
+    # Of a part, all episodes may well be errors: whoever merges the parts judges the whole.
+    return int(settings.shard is None and result["success"]["errors"] == result["success"]["n"])
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Raises UsageError for what `kinoise eval` doesn't take."""
+    choices = {"env": envs.choices, "protocol": lambda: ", ".join(PRESETS)}
+    return parse("eval", Settings, argv, positional="run", about=ABOUT, choices=choices)
+
+
+def _in_parts(settings: Settings, argv: Sequence[str], checkpoint: Path, out: Path) -> dict[str, Any]:
+    from .parts import evaluate_parts  # which merges, as kinoise merge does, which shows what this module does
+
+    return evaluate_parts(settings, argv, checkpoint, out)
+
+
+def _alone(settings: Settings, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """All of it in this process."""
     policy = load_policy(
         checkpoint,
         ema=settings.ema,
@@ -98,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         bf16=settings.bf16,
         frame=settings.frame,
     )
-    result = evaluate(
+    return evaluate(
         policy,
         settings.env,
         protocol=settings.protocol,
@@ -123,10 +151,8 @@ def main(argv: Sequence[str]) -> int:
         workers=settings.workers,
         slots=settings.slots,
         threads=settings.threads,
+        timeout=settings.timeout,
     )
-    show(result, console)
-    console.print(f"{out / 'result.json'}", highlight=False, soft_wrap=True)
-    return int(result["success"]["errors"] == result["success"]["n"])
 
 
 def show(result: dict[str, Any], console: Console) -> None:

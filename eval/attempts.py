@@ -8,6 +8,7 @@ from multiprocessing.connection import wait
 
 from ..spec import KinoiseError
 from .demonstration import Folder, Recipe, serve
+from .protocol import Shard
 from .workers import start
 
 # An expert that does no better than this in so many attempts is broken, or the noise is too much for it.
@@ -15,10 +16,19 @@ TRIES, HOPELESS = 50, 0.9
 
 
 class Ledger:
-    """Which attempts at a task have been made, and which are still to be made for its first `episodes` demonstrations."""
+    """Which attempts at a task have been made, and which are still to be made for its first `episodes` demonstrations.
 
-    def __init__(self, task: str, episodes: int, found: dict[int, bool]) -> None:
-        self.task, self.found, self._episodes = task, dict(found), episodes
+    Args:
+        found: by index whether an attempt was a success, of those that have been made.
+        shard: the part of several that is to be made here: of every `total` attempts one, and its share of the
+            demonstrations. What other parts' attempts come to decides which of these are kept in the end, and so which few
+            are still missing: that is for a ledger without a shard.
+    """
+
+    def __init__(self, task: str, episodes: int, found: dict[int, bool], shard: Shard | None = None) -> None:
+        first, self._step = (0, 1) if shard is None else (shard.number - 1, shard.total)
+        self.task, self._first, self._episodes = task, first, len(range(first, episodes, self._step))
+        self.found = {index: success for index, success in found.items() if index % self._step == first}
         self._under_way: set[int] = set()
 
     @property
@@ -29,13 +39,13 @@ class Ledger:
         below the last kept is missing, and what is kept depends neither on the order in which they finished nor on what else
         was tried.
         """
-        missing, kept, index = [], 0, 0
+        missing, kept, index = [], 0, self._first
         while kept < self._episodes:
             success = self.found.get(index)
             if success is None and index not in self._under_way:
                 missing.append(index)
             kept += success is not False
-            index += 1
+            index += self._step
         return missing
 
     @property
@@ -62,8 +72,8 @@ class Ledger:
         self._under_way.discard(index)
         self.found[index] = success
         failures, tried = 0, 0
-        while tried in self.found:
-            failures += not self.found[tried]
+        while (index := self._first + tried * self._step) in self.found:
+            failures += not self.found[index]
             tried += 1
             if tried >= TRIES and failures > HOPELESS * tried:
                 raise KinoiseError(

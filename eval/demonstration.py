@@ -16,6 +16,7 @@ from ..data.base import ACTION, Episode
 from ..envs import Env, episode_seed
 from ..files import write_file, write_text
 from ..spec import KinoiseError
+from .disturb import Disturbed
 from .slot import describe
 
 # Steps recorded after the first success. An episode that stopped there would teach to arrive at the border of success and no
@@ -34,12 +35,14 @@ class Recipe:
         noise: standard deviation of the Gaussian noise on executed actions, in the action's units.
         cameras: images to record, by name.
         size: of the images.
+        disturb: the chance, at each step, that a disturbance begins (`Disturbed`).
     """
 
     seed: int
     noise: float
     cameras: tuple[str, ...]
     size: int
+    disturb: float = 0.0
 
     def make(self, task: str) -> Env:
         return envs.make(task, cameras=self.cameras, size=self.size)
@@ -48,11 +51,11 @@ class Recipe:
 def play(env: Env, recipe: Recipe, index: int) -> Episode:
     """An attempt at demonstrating `env`'s task; `info["success"]` says whether it is a demonstration.
 
-    Noise is added to what is executed and not to what is recorded: states beside the expert's path come with the commands that
-    lead back to it (DART: Laskey et al. 2017, "Noise Injection for Robust Imitation Learning").
+    Noise and disturbances change what is executed and not what is recorded: states beside the expert's path come with the
+    commands that lead back to it (DART: Laskey et al. 2017, "Noise Injection for Robust Imitation Learning").
     """
     seed = episode_seed(recipe.seed, env.task, index)
-    gen, bounds = np.random.default_rng([seed, 1]), (env.spec.action.low, env.spec.action.high)
+    executed = Disturbed(env.spec, recipe.noise, recipe.disturb, seed)
     observation, _ = env.reset(seed=seed)
     expert = env.expert()
     observations, actions, success, end = [], [], False, env.horizon
@@ -60,8 +63,7 @@ def play(env: Env, recipe: Recipe, index: int) -> Episode:
         action = expert.act(observation)
         observations.append(observation)
         actions.append(action)
-        executed = np.clip(action + recipe.noise * gen.standard_normal(action.shape), *bounds)
-        observation, _, terminated, truncated, info = env.step(executed)
+        observation, _, terminated, truncated, info = env.step(executed(action))
         if info["success"] and not success:
             success, end = True, min(end, len(actions) + HOLD)
         if terminated or truncated:

@@ -34,7 +34,7 @@ from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator
 from .stopwatch import Stopwatch, batch1
 from .until import Until
-from .workers import Workers
+from .workers import TIMEOUT_S, Workers
 
 BATCH1_PLANS, BATCH1_SECONDS = 20, 2.0
 SAMPLES, SAMPLES_SECONDS = 100, 10.0
@@ -66,6 +66,7 @@ def evaluate(
     workers: int | None = None,
     slots: int = SLOTS,
     threads: int = 1,
+    timeout: float = TIMEOUT_S,
     make: Make | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -98,6 +99,7 @@ def evaluate(
         until: stops early, see `Until`.
         workers: processes for the simulators; as many as there are cores if None.
         slots: episodes under way at once. Changes which observations share a batch, hence the last bits of plans.
+        timeout: s in which a simulator has to get on, see `Workers`.
         threads: torch's, while the simulators run beside it.
         make: builds a simulator from a task and `render=`; if None, one that shows what the policy observes.
         progress: whether to show it.
@@ -114,6 +116,8 @@ def evaluate(
     wanted = Wanted(protocol, episodes, horizon, seed, wait, images, perturb)
     execute = policy.config.execute if execute is None else execute
     _check(policy, execute, video, out, workers=workers, slots=slots, threads=threads)
+    if not timeout > 0:
+        raise UsageError(f"timeout={timeout}: expected seconds, above 0")
     if ensemble is not None and not (0 <= ensemble < math.inf and not pin):
         raise UsageError(f"ensemble={ensemble}, pin={pin}: expected at least 0, and no pin: what it keeps is not carried out")
     drawn, own = parse_latency(latency), None if shard is None else Shard.parse(shard)
@@ -127,7 +131,7 @@ def evaluate(
     workers = workers or len(os.sched_getaffinity(0))
     if drawn is not None:
         _late(policy, drawn, execute)
-    with _staging(out, video) as films, Workers(make_seen, workers) as pool, _torch_threads(threads):
+    with _staging(out, video) as films, Workers(make_seen, workers, timeout) as pool, _torch_threads(threads):
         before = read_ledger(out / LEDGER) if resume and out is not None else None
         if drawn is None and before is not None and before[0].latency.text == MEASURED:
             drawn = before[0].latency  # the delays have to go on as they were

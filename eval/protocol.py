@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from ..config import UsageError
-from ..envs.base import episode_seed
+from ..envs import episode_seed
 from .slot import UPRIGHT, Job, Terms
 
 # Names of protocols that follow no preset. Initial states are drawn from the seed, or are the simulator's stored ones.

@@ -143,10 +143,14 @@ class Outcome:
 
 
 class Slot:
-    """Holds a simulator, built when its task changes, and plays jobs on it."""
+    """Holds a simulator, built when its task changes, and plays jobs on it.
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    Args:
+        beat: called after every step of it.
+    """
+
+    def __init__(self, make: Make, beat: Callable[[], None] = lambda: None) -> None:
+        self._make, self._beat = make, beat
         self._env: Env | None = None
         self._built: tuple[str, bool] = ("", False)
         self._episode: _Episode | None = None
@@ -184,7 +188,7 @@ class Slot:
         try:
             self._have(job)
             assert self._env is not None
-            self._episode = _Episode(self._env, job)
+            self._episode = _Episode(self._env, job, self._beat)
             over = self._episode.drive()
         except (EnvLost, EnvGone):
             self._drop()
@@ -253,8 +257,8 @@ class Slot:
 
 
 class _Episode:
-    def __init__(self, env: Env, job: Job) -> None:
-        self.job = job
+    def __init__(self, env: Env, job: Job, beat: Callable[[], None]) -> None:
+        self.job, self._beat = job, beat
         self._env, self._terms = env, job.terms
         self._success, self._steps, self._total = False, 0, 0.0
         env.horizon = job.terms.wait + job.terms.horizon
@@ -262,6 +266,7 @@ class _Episode:
         self._initial = env.initial()
         for _ in range(job.terms.wait):
             observation, *_ = env.step(np.array(job.terms.idle, np.float32))
+            beat()
         self._turned = {key for key in job.terms.keys if env.spec.observations[key].kind == "image"}
         self._seen = deque([observation] * job.terms.history, maxlen=job.terms.history)
         self._kept: list[tuple[Values, np.ndarray]] = []
@@ -283,6 +288,7 @@ class _Episode:
         if not np.isfinite(action).all():
             raise KinoiseError(f"action {np.asarray(action).tolist()} at step {self._steps} is not finite")
         observation, reward, terminated, truncated, info = self._env.step(action)
+        self._beat()
         reward = float(reward)
         if not np.isfinite(reward):
             raise KinoiseError(f"the simulator's reward at step {self._steps} is {reward}")

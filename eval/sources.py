@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import av
 from av.error import FFmpegError
 
-from ..files import read_json
-from ..policies.checkpoint import resolve, sha256, weights_path
+from ..files import read_json, sha256
+from ..policies.checkpoint import resolve, weights_path
 from ..spec import KinoiseError
 from .text import Number
 

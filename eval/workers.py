@@ -1,8 +1,9 @@
 """Simulators in processes of their own, each process hosting many slots.
 
 The main process sends `Orders` down a pipe and gets one `Report` back for each, in order; several may be under way, so that
-a process always has something to do. It also notes in shared memory which slot it is working on: when it dies, that one may be
-to blame, and the others are not. Nothing here imports torch: a process is up in about a second and stays small.
+a process always has something to do. It also notes in shared memory which slot it is working on, so that when it dies that
+one may be to blame and the others are not, and how much it has done: one that gets no further is ended. Nothing here imports
+torch: a process is up in about a second and stays small.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ from .slot import Job, Make, Outcome, Simulator, Slot, describe
 # One thread a process: the processes are the parallelism, and two thread pools on the same cores slow each other badly.
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 PATIENCE_S = 5.0
+TIMEOUT_S, TICK_S = 300.0, 1.0
 NOBODY = -1
 
 
@@ -88,10 +91,12 @@ class Workers:
     Args:
         make: builds a simulator from a task and `render=`; sent to the processes by pickling, so a module's function.
         count: processes.
+        timeout: s, for a simulator to be built, to be reset or to make a step; a process that takes longer has died, for
+            all that follows.
     """
 
-    def __init__(self, make: Make, count: int) -> None:
-        self._workers = [_Worker(make) for _ in range(count)]
+    def __init__(self, make: Make, count: int, timeout: float = TIMEOUT_S) -> None:
+        self._workers = [_Worker(make, timeout) for _ in range(count)]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -126,8 +131,8 @@ class Workers:
 class _Worker:
     """One process, its pipe, and for each of the unanswered orders how the process died before it could (None: alive)."""
 
-    def __init__(self, make: Make) -> None:
-        self._make = make
+    def __init__(self, make: Make, timeout: float) -> None:
+        self._make, self._timeout = make, timeout
         self._unanswered: deque[WorkerDied | None] = deque()
         self._start()
 
@@ -141,9 +146,12 @@ class _Worker:
         died = self._unanswered.popleft()
         if died is None:
             try:
-                reply = self.connection.recv()
+                idle = self._idle()
+                reply = None if idle else self.connection.recv()
             except (EOFError, OSError):
-                died = self._restart()
+                idle, reply = False, None
+            if reply is None:
+                died = self._restart(idle)
             else:
                 if isinstance(reply, str):
                     raise KinoiseError(reply)
@@ -157,16 +165,31 @@ class _Worker:
                 stop()
                 self.process.join(PATIENCE_S)
 
-    def _start(self) -> None:
-        self._at = RawValue(c_int, NOBODY)
-        self.process, self.connection = start(serve, self._make, self._at, name="kinoise-simulators")
+    def _idle(self) -> bool:
+        """Waits for an answer; whether the process did nothing for so long that there won't be one."""
+        done, since = self._done.value, time.monotonic()
+        while not self.connection.poll(min(TICK_S, self._timeout)):
+            if self._done.value != done:
+                done, since = self._done.value, time.monotonic()
+            elif time.monotonic() - since > (self._timeout if done else max(self._timeout, TIMEOUT_S)):  # importing is no hang
+                return True
+        return False
 
-    def _restart(self) -> WorkerDied:
+    def _start(self) -> None:
+        self._at, self._done = RawValue(c_int, NOBODY), RawValue(c_int, 0)
+        self.process, self.connection = start(serve, self._make, self._at, self._done, name="kinoise-simulators")
+
+    def _restart(self, idle: bool) -> WorkerDied:
         self.connection.close()
+        if idle:
+            self.process.kill()
         self.end(PATIENCE_S)
         code = self.process.exitcode or 0
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        died = WorkerDied(f"the simulators' process died ({cause})", None if self._at.value == NOBODY else self._at.value)
+        text = f"the simulators' process died ({cause})"
+        if idle:
+            text = f"the simulators' process did nothing for {self._timeout:g} s and was ended (timeout=)"
+        died = WorkerDied(text, None if self._at.value == NOBODY else self._at.value)
         self._unanswered = deque(died for _ in self._unanswered)
         self._start()
         return died
@@ -204,14 +227,15 @@ def _start_conditions() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def serve(connection: Connection, make: Make, at: Any) -> None:
+def serve(connection: Connection, make: Make, at: Any, done: Any) -> None:
     """The worker process: answers orders until the other end of the pipe is closed, which the end of the main process does."""
     slots: dict[int, Slot] = {}
+    done.value += 1
     try:
         while True:
             orders = connection.recv()
             try:
-                reply = obey(orders, slots, make, at)
+                reply = obey(orders, slots, make, at, done)
             except Exception as error:
                 reply = describe(error)
             connection.send(reply)
@@ -219,23 +243,29 @@ def serve(connection: Connection, make: Make, at: Any) -> None:
         return
 
 
-def obey(orders: Orders, slots: dict[int, Slot], make: Make, at: Any) -> Report:
+def obey(orders: Orders, slots: dict[int, Slot], make: Make, at: Any, done: Any) -> Report:
     """Carries out `orders` on this process's slots. Raises what building a simulator or writing a video raises.
 
     Args:
-        at: shared with the main process; its `value` says which slot is being worked on.
+        at, done: shared with the main process; their `value` says which slot is being worked on, and how often it got on.
     """
     ours = sorted({*orders.build, *orders.actions, *orders.start})
     built: dict[int, Simulator] = {}
     ended: dict[int, Outcome] = {}
     lost: dict[int, str] = {}
+
+    def beat() -> None:
+        done.value += 1
+
     for slot in ours:
-        slots.setdefault(slot, Slot(make))
+        slots.setdefault(slot, Slot(make, beat))
     for slot, (task, render) in orders.build.items():
         at.value = slot
+        beat()
         built[slot] = slots[slot].build(task, render)
     for slot in (*orders.actions, *orders.start):
         at.value = slot
+        beat()
         try:
             begun = slot in orders.start
             outcome = slots[slot].begin(orders.start[slot]) if begun else slots[slot].advance(orders.actions[slot])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -243,7 +243,7 @@ class Policy(nn.Module, ABC):
             cold = [row for row, surprise in enumerate(plan.surprise) if surprise > gate and not late]
             if not cold:
                 return replace(plan, cold=(False,) * obs.batch)
-            own = gen if isinstance(gen, torch.Generator) else [gen[row] for row in cold]
+            own = [gen[row] for row in cold] if isinstance(gen, Sequence) else gen
             return replaced(plan, cold, self.decode(obs.rows(cold), own, start.cold(cold)))
 
     def differentiates(self, start: Start) -> bool:

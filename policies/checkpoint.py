@@ -7,8 +7,10 @@ model.safetensors, ema.safetensors   the same keys, as trained and as averaged
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
 
 from .. import __version__
 from ..config import UsageError
-from ..files import read_json, write_file, write_json
+from ..files import MALFORMED, read_json, sha256, write_file, write_json
 from ..spec import KinoiseError, Spec, Stats
 from . import POLICIES, build_policy
 from .base import Frame, Policy, PolicyConfig
@@ -31,6 +34,8 @@ from .caching import check_fit
 FORMAT = 1
 SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict, "recorded": dict}
 DEVICES = ("cpu", "cuda")
+BESIDE = 2**26
+"""Numbers that a policy may be built of beside those that its file holds: tables that are made anew, the sentence encoder."""
 FRAME = "whose numbers, of data sets that were normalised each by its own; null: the first's"
 """What commands say of their setting `frame`, see `load_policy`."""
 
@@ -99,7 +104,11 @@ def load_policy(
         )
     for name in ("frames", "recorded"):  # which a checkpoint from before there were any lacks
         value.setdefault(name, {})
+    if isinstance(value.get("policy"), dict) and isinstance(bins := value["policy"].get("bins"), dict):
+        bins.setdefault("range", "percentiles")  # the only one, before there was a choice
     absent = [key for key, kind in SECTIONS.items() if not isinstance(value.get(key), kind)]
+    if "texts" not in absent and not all(isinstance(text, str) for text in value["texts"]):
+        absent.append("texts")
     if absent:
         raise KinoiseError(f"{config_path}: {absent} are missing or damaged. Take a checkpoint that kinoise wrote.")
     config = policy_config(value["policy"], decode or {}, config_path)
@@ -108,9 +117,11 @@ def load_policy(
         known = f"one of {', '.join(frames)}" if frames else "none: its data sets were not normalised each by its own numbers"
         raise UsageError(f"frame={frame}: {directory} has {known}")
     spec, stats = _frame(value, config_path) if frame is None else frames[frame]
-    policy = build_policy(config, spec, stats, tuple(value["texts"]))
+    weights = weights_path(directory, ema)
+    with _no_larger(weights, config_path, unbounded=getattr(getattr(config, "vlm", None), "path", None) is not None):
+        policy = build_policy(config, spec, stats, tuple(value["texts"]))
     policy.frames, policy.frame, policy.recorded = frames, frame, value["recorded"]
-    _load_weights(policy, weights_path(directory, ema))
+    _load_weights(policy, weights)
     check_fit(policy.config.decode, policy)
     policy = policy.to(device).eval()
     if bf16:
@@ -121,7 +132,7 @@ def load_policy(
 def _frame(value: Any, path: Path) -> Frame:
     try:
         return Spec.from_json(value["spec"]), {key: Stats.from_json(item) for key, item in value["stats"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise KinoiseError(f"{path}: a frame is damaged ({error!r}). Take a checkpoint that kinoise wrote.") from error
 
 
@@ -155,11 +166,6 @@ def identity(policy: Policy, checkpoint: Path | None, ema: bool = True) -> dict[
     }
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,8 +183,12 @@ def _device(name: str) -> str:
 
 def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) -> PolicyConfig:
     name = value.get("name")
-    if name not in POLICIES:
+    if not isinstance(name, str) or name not in POLICIES:
         raise KinoiseError(f"{path}: policy '{name}' is unknown; this kinoise has {', '.join(POLICIES)}")
+    if "${" in json.dumps(value):
+        raise KinoiseError(
+            f"{path}: its settings hold '${{', which would be looked up elsewhere. Take a checkpoint that kinoise wrote."
+        )
     default = POLICIES[name].config()
     known = [item.name for item in fields(default.decode)]
     foreign = [key for key in decode if key not in known]
@@ -194,15 +204,66 @@ def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) 
         if decode:
             raise UsageError(str(error)) from error
         raise
+    except (*MALFORMED, AssertionError) as error:
+        raise KinoiseError(f"{path}: its settings are damaged ({error!r}). Take a checkpoint that kinoise wrote.") from error
+
+
+@contextmanager
+def _no_larger(weights: Path, settings: Path, unbounded: bool) -> Iterator[None]:
+    """Raises KinoiseError where what is built in the block can't be, or comes to more numbers than go with the file `weights`.
+
+    Settings come from the same hands as the weights: a width of 10^9 would take all memory before the two are compared.
+
+    Args:
+        unbounded: for a pretrained model that is not in the file.
+    """
+    held = sum(math.prod(shape) for shape in _shapes(weights).values())
+    built = 0
+
+    def count(_module: nn.Module, name: str, item: Tensor | None) -> None:
+        nonlocal built
+        built += 0 if item is None else item.numel()
+        if built > 2 * held + BESIDE and not unbounded:
+            raise KinoiseError(
+                f"{settings} describes a policy of more than {built} numbers, but {weights} holds {held}: they do not belong "
+                f"together. Take a checkpoint that kinoise wrote."
+            )
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        yield
+    except KinoiseError:
+        raise
+    except Exception as error:  # whatever torch says of sizes that make no sense
+        said = " ".join(str(error).split())[:200]
+        raise KinoiseError(f"{settings}: no policy can be built of it ({type(error).__name__}: {said}).") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Of the tensors in a safetensors file, by its header alone."""
+    with _readable(path), safe_open(path, "pt") as file:
+        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise KinoiseError(f"{path} is missing: the checkpoint is incomplete. Take another, or train again.") from error
+    except (SafetensorError, OSError, *MALFORMED) as error:
+        raise KinoiseError(
+            f"{path} can't be read ({error}): it was cut short, or is no safetensors file; nothing else is read, pickles "
+            f"least of all. Take another checkpoint."
+        ) from error
 
 
 def _load_weights(policy: Policy, path: Path) -> None:
-    try:
+    with _readable(path):
         found = load_file(path)
-    except FileNotFoundError as error:
-        raise KinoiseError(f"{path} is missing: the checkpoint is incomplete. Take another, or train again.") from error
-    except SafetensorError as error:
-        raise KinoiseError(f"{path} can't be read ({error}): it was cut short. Take another checkpoint.") from error
     expected = policy.state_dict(keep_vars=True)  # as it stands: nothing is embedded that the file brings
     problems = [f"{key} is missing" for key in expected.keys() - found.keys()]
     problems += [f"{key} is unknown" for key in found.keys() - expected.keys()]

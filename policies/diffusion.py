@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from .base import Policy, PolicyConfig
 from .compiled import UNROLLED, Graphs, Leaves
 from .core.codec import CODECS, Affine
 from .core.guidance import fixed, guided, pulled, softening
-from .core.network import Denoiser, Given, Level, Memory, NetworkConfig
+from .core.network import Decoder, Denoiser, Films, Given, Level, Memory, NetworkConfig, UNet
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.process.gaussian import CLEAN
@@ -30,10 +31,10 @@ from .core.process.times import Times
 from .core.random import Gen, uniform
 from .core.sampler import DRAWING, EVALUATIONS, SAMPLERS
 from .core.start import distance, remembering, warm_noise
-from .encoders import EncoderConfig, ObservationEncoder
+from .encoders import EncoderConfig, ObservationEncoder, VectorConfig, VectorEncoder
 from .replan import Start, timed
 
-Context = Tensor | Memory
+Context = Tensor | Memory | Films
 """What the network makes of an observation once a plan."""
 
 LEVELS = 1024
@@ -42,13 +43,17 @@ LEVELS = 1024
 
 @dataclass
 class DiffusionConfig(PolicyConfig):
-    """A transformer with adaptive norm, on the flow process."""
+    """A transformer with adaptive norm, on the flow process; or one of Diffusion Policy's own two networks."""
 
     name: str = "diffusion"
     process: ProcessConfig = field(default_factory=lambda: ProcessConfig(kind="flow", parametrisation="u"))
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=True))
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    actions: str = field(default="minmax", metadata={"help": "scaling of actions: minmax, quantile or meanstd"})
+    vector: VectorConfig = field(default_factory=VectorConfig)
+    past: int = field(
+        default=0, metadata={"help": "actions before now that are denoised as well, but not part of a plan: LeRobot's horizon"}
+    )
+    actions: str = field(default="minmax", metadata={"help": f"scaling of actions: {', '.join(CODECS)}"})
     gripper_size: float = field(
         default=1.0, metadata={"help": "size of the gripper's scaled numbers; at 0.1 a warm start's noise hides them (RTI-DP)"}
     )
@@ -59,7 +64,11 @@ class DiffusionConfig(PolicyConfig):
             raise KinoiseError(f"actions={self.actions}: expected one of {', '.join(CODECS)}")
         if not 0 < self.gripper_size < math.inf:
             raise KinoiseError(f"gripper_size={self.gripper_size}: expected more than 0")
-        told = self.network.adaptive_norm or self.network.noise_attention
+        if self.past < 0:
+            raise KinoiseError(f"past={self.past}: expected at least 0")
+        if self.past and self.simulated_delay:
+            raise KinoiseError(f"simulated_delay={self.simulated_delay} with past={self.past}: set one of them to 0")
+        told = self.network.kind == "transformer" and (self.network.adaptive_norm or self.network.noise_attention)
         if self.simulated_delay and not told:
             raise KinoiseError(
                 f"simulated_delay={self.simulated_delay}: this network isn't told which actions are clean. Set "
@@ -84,16 +93,28 @@ class DiffusionPolicy(Policy):
 
     def __init__(self, config: DiffusionConfig, spec: Spec, stats: Mapping[str, Stats], texts: tuple[str, ...]) -> None:
         super().__init__(config, spec, stats, texts)
-        self.observe = ObservationEncoder(config.encoder, self.spec, self.stats, texts, config.history, config.network.width)
+        about = self.spec, self.stats, texts, config.history, config.network.width
         self.codec = Affine.fit(self.stats["action"], config.actions).resized(spec.gripper, config.gripper_size)
-        self.network = Denoiser(config.network, spec.action_dim, config.chunk)
+        self.length = config.past + config.chunk
+        if config.network.kind == "transformer":
+            self.observe = ObservationEncoder(config.encoder, *about)
+            self.network = Denoiser(config.network, spec.action_dim, self.length)
+        else:
+            self.observe = VectorEncoder(config.vector, *about)
+            make = {"unet": UNet, "decoder": Decoder}[config.network.kind]
+            self.network = make(config.network, spec.action_dim, self.length, config.history, self.observe.features)
         self.process = make_process(config.process)
-        self._levels: dict[tuple[float, int], Level] = {}
+        self._levels: dict[tuple[float, int], Level | Films] = {}
         self._leaves: dict[tuple[float, int], Leaves] = {}
         self._grids: dict[tuple[int, float], Times] = {}
 
     def loss(self, batch: Batch, gen: Gen) -> Losses:
-        """The process's loss on normalised actions, over valid steps; MoDE's router adds its balance."""
+        """The process's loss on normalised actions, over valid steps; MoDE's router adds its balance.
+
+        Raises KinoiseError for a network that denoises actions before now as well: batches hold none.
+        """
+        if self.config.past:
+            raise KinoiseError(f"past={self.config.past}: training data hold no actions before now. Set policy.past=0")
         rows = batch.observation.batch
         dropped = uniform((rows,), gen, self.device) < self.config.goal_dropout
         context = self.observe(batch.observation, dropped)
@@ -110,7 +131,7 @@ class DiffusionPolicy(Policy):
         """
         decode = self.config.decode
         begin = time.perf_counter()
-        guess = None if start.guess is None else self.codec.encode(start.guess.actions.to(self.device))
+        guess = None if start.guess is None else self.codec.encode(start.guess.since(self.config.past).to(self.device))
         contexts = self._contexts(obs, start)
         encoded = time.perf_counter()
         most = decode.replan_steps if start.warm else decode.steps
@@ -119,7 +140,7 @@ class DiffusionPolicy(Policy):
         if start.warm and guess is not None:
             x = warm_noise(self.process, guess, decode.warm, gen, decode.renoise)
         else:
-            x = self.process.prior((obs.batch, self.config.chunk, self.spec.action_dim), gen, self.device)
+            x = self.process.prior((obs.batch, self.length, self.spec.action_dim), gen, self.device)
         found = self._walked(x, most, contexts, guess, start, gen)
         actions = found.actions.cpu()
         if start.pinned is not None:
@@ -180,7 +201,7 @@ class DiffusionPolicy(Policy):
         if start.budget is not None:
             denoise = start.budget.keep(denoise)
         x = SAMPLERS[self.config.decode.sampler](self.process, denoise, x, grid, gen)
-        return Walk(self.codec.decode(x).float(), first[0] if first else None, len(asked))
+        return Walk(self.codec.decode(x[:, self.config.past :]).float(), first[0] if first else None, len(asked))
 
     def differentiates(self, start: Start) -> bool:
         return start.prefix > 0 and not self._gives(start)
@@ -204,6 +225,7 @@ class DiffusionPolicy(Policy):
     def _surprise(self, belief: Tensor, guess: Float[Tensor, "batch chunk action"], start: Start) -> tuple[float, ...]:
         """Of what the network itself believes, before anything pulls it to the guess, over what isn't settled."""
         assert start.guess is not None
+        belief, guess = belief[:, self.config.past :], guess[:, self.config.past :]
         settled = torch.arange(self.config.chunk, device=guess.device)[None, :, None] < start.prefix
         return distance(belief, guess, start.guess.elapsed, ~settled.expand_as(guess))
 
@@ -211,7 +233,8 @@ class DiffusionPolicy(Policy):
         if self._gives(start):
             return fixed(self.process, denoise, guess[:, : start.prefix])
         assert start.guess is not None
-        weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk).to(self.device)
+        weight = softening(start.prefix, self.config.chunk - start.guess.elapsed, self.config.chunk)
+        weight = F.pad(weight, (self.config.past, 0)).to(self.device)
         return pulled(self.process, denoise, guess, weight, self.config.decode.pull)
 
     def _contexts(self, obs: Observation, start: Start) -> list[Context]:
@@ -248,7 +271,7 @@ class DiffusionPolicy(Policy):
         """What the network is told of given actions."""
         return self.process.label(CLEAN)
 
-    def _level(self, noise: Float[Tensor, ""], prefix: int) -> Level:
+    def _level(self, noise: Float[Tensor, ""], prefix: int) -> Level | Films:
         """What depends on the noise level, the prefix and the weights alone, computed once per level of the grid."""
         key = float(noise), prefix
         if key not in self._levels:
@@ -272,7 +295,8 @@ class DiffusionPolicy(Policy):
     @property
     def compilable(self) -> bool:
         """Not where each token chooses its experts: what these compute depends on values."""
-        return self.network.config.routing != "token" or self.network.config.experts == 1
+        network = self.network.config
+        return network.kind != "transformer" or network.routing != "token" or network.experts == 1
 
     def forget(self) -> None:
         super().forget()

@@ -154,8 +154,8 @@ class DiscreteVLAPolicy(Policy):
         count = round(share * actions.numel())
         if not count:
             return []
-        bounds = "the 1st and 99th percentiles of their dimensions"
-        return [f"{count} of {actions.numel()} action numbers ({share:.2%}) lie beyond {bounds} and are clipped to the bins"]
+        clipped = f"{count} of {actions.numel()} action numbers ({share:.2%}) lie beyond the bins and are clipped to them"
+        return [f"{clipped}: look at the data's extremes, or take policy.bins.range=full"]
 
     def decode(self, obs: Observation, gen: Gen, start: Start) -> Plan:
         """`decode.steps` rounds from masked tokens; fewer where actions are pinned or `decode.adaptive` is met.

@@ -22,15 +22,27 @@ class Guess(NamedTuple):
         actions: shifted by what was carried out, as long as a chunk; the last is repeated.
         elapsed: how many at the end are repetitions.
         confidence: that the plan before had in them, where it knew.
+        done: its actions that were carried out by then.
     """
 
     actions: Float[Tensor, "batch chunk action"]
     elapsed: int
     confidence: Float[Tensor, "batch chunk action"] | None
+    done: Float[Tensor, "batch done action"] | None = None
 
     def rows(self, rows: list[int]) -> Guess:
         """Of these rows."""
-        return self._replace(actions=self.actions[rows], confidence=None if self.confidence is None else self.confidence[rows])
+        confidence, done = (None if item is None else item[rows] for item in (self.confidence, self.done))
+        return self._replace(actions=self.actions[rows], confidence=confidence, done=done)
+
+    def since(self, past: int) -> Float[Tensor, "batch length action"]:
+        """The actions, and before them the last `past` that were carried out; the earliest known in place of unknown ones."""
+        if past == 0:
+            return self.actions
+        done = self.actions[:, :0] if self.done is None else self.done
+        known = torch.cat([done[:, max(0, done.shape[1] - past) :], self.actions], 1)
+        missing = past + self.actions.shape[1] - known.shape[1]
+        return torch.cat([known[:, :1].expand(-1, missing, -1), known], 1)
 
 
 class Start(NamedTuple):
@@ -74,7 +86,7 @@ def left_of(previous: Plan, elapsed: int, chunk: int) -> Guess | None:
     left = min(length - elapsed, chunk)
     actions, sure = (None if item is None else fitted(shift(item, elapsed), chunk) for item in (actions, sure))
     assert actions is not None
-    return Guess(actions, chunk - left, sure)
+    return Guess(actions, chunk - left, sure, previous.actions[:, :elapsed])
 
 
 def fitted(plan: Float[Tensor, "batch length action"], chunk: int) -> Float[Tensor, "batch {chunk} action"]:

@@ -24,7 +24,7 @@ ALLOWED = {
     "data": {"data", *BASE},
     "envs": {"envs", "wire", *BASE},
     "deploy": {"deploy", "wire", "policies", "policies.core", "envs", *BASE},
-    "eval": {"eval", "data", "envs", "policies", "policies.core", "deploy", *BASE},
+    "eval": {"eval", "wire", "data", "envs", "policies", "policies.core", "deploy", *BASE},
     "train": {"train", "data", "policies", "policies.core", "eval", *BASE},
 }
 SOURCES = sorted(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, KwargsHandler
 from rich.console import Console
 
 from ..config import UsageError, parse
@@ -28,19 +30,56 @@ from .augment import check_augment
 from .checkpoint import RunDirectory, State
 from .config import Settings, TrainConfig, differences
 from .loop import Trainer
+from .processes import Processes, agent, meeting
 from .session import Session, as_json
 from .validation import Validation, split
 
 ABOUT = """Trains a policy on demonstrations. OUT/checkpoints/last is the newest checkpoint, which is all that evaluation needs;
 OUT/metrics.jsonl and OUT/tensorboard hold the curves, OUT/train.json is the account of a finished run. A run that was
-killed goes on with the same command and resume=true, and ends with the weights that it would have had."""
+killed goes on with the same command and resume=true, and ends with the weights that it would have had. Several processes train
+one policy when torchrun or accelerate launch starts them: see docs/training.md."""
 
 PROBES = 64
 
 
 def main(argv: Sequence[str]) -> int:
     """See ABOUT. The exit code is 0 after the last update, 130 or 143 after a signal."""
-    settings = parse(
+    settings = read_settings(argv)
+    accelerator = make_accelerator(settings.train)
+    processes = Processes.of(accelerator)
+    console = Console(stderr=True, quiet=not processes.leads)
+    reading = Reading(format=settings.format, filter=settings.filter, rate=settings.rate)
+    run = RunDirectory(Path(settings.out), settings.train.keep)
+    store = open_store(settings.data, reading, refusing(settings.data))
+    check_augment(settings.train.augment, store.spec)
+    cache = Path(settings.out).absolute().parent / "cache" if settings.cache is None else Path(settings.cache)
+    starter = agent()
+    again = processes.most(run.begun_by(starter)) > 0
+    with run.claimed(settings.resume or again) if processes.leads else nullcontext():
+        processes.wait()
+        run.note(starter)
+        store = measured(mapped(store, cache, console=console), cache)
+        state = newest(run, processes)
+        if state is None:
+            if settings.resume:
+                console.print(f"{run.path}: no checkpoint to resume from, so the run starts from the beginning", soft_wrap=True)
+        elif processes.most(is_finished(settings, run, state, store, console)):
+            accelerator.end_training()
+            return 0
+        else:
+            console.print(f"{run.path}: going on after update {state.step}", highlight=False, soft_wrap=True)
+        session = make_session(settings, run, state, store, accelerator, console, processes)
+        if processes.leads:
+            run.summary.unlink(missing_ok=True)
+        with closing(session.trainer):
+            code = session.train()
+    accelerator.end_training()
+    return code
+
+
+def read_settings(argv: Sequence[str]) -> Settings:
+    """Raises UsageError for what `kinoise train` doesn't take."""
+    return parse(
         "train",
         Settings,
         argv,
@@ -49,28 +88,18 @@ def main(argv: Sequence[str]) -> int:
         about=ABOUT,
         choices={"data": lambda: f"formats: {', '.join(FORMATS)}"},
     )
-    accelerator = make_accelerator(settings.train)
-    console = Console(stderr=True, quiet=not accelerator.is_main_process)
-    reading = Reading(format=settings.format, filter=settings.filter, rate=settings.rate)
-    run = RunDirectory(Path(settings.out), settings.train.keep)
-    store = open_store(settings.data, reading, refusing(settings.data))
-    check_augment(settings.train.augment, store.spec)
-    cache = Path(settings.out).absolute().parent / "cache" if settings.cache is None else Path(settings.cache)
-    with run.claimed(settings.resume) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
-        store = measured(mapped(store, cache, console=console), cache)
-        state = run.newest()
-        if state is None:
-            if settings.resume:
-                console.print(f"{run.path}: no checkpoint to resume from, so the run starts from the beginning", soft_wrap=True)
-        elif is_finished(settings, run, state, store, console):
-            return 0
-        else:
-            console.print(f"{run.path}: going on after update {state.step}", highlight=False, soft_wrap=True)
-        session = make_session(settings, run, state, store, accelerator, console)
-        run.summary.unlink(missing_ok=True)
-        with closing(session.trainer):
-            return session.train()
+
+
+def newest(run: RunDirectory, processes: Processes) -> State | None:
+    """The state that all processes go on from. Raises KinoiseError where one of them doesn't see the leader's run."""
+    state = run.newest()
+    found = -1 if state is None else state.step
+    if processes.most(found != processes.told(found)):
+        raise KinoiseError(
+            f"{run.path}: not all processes see the same checkpoints there. out= has to be on a file system that all machines "
+            f"share."
+        )
+    return state
 
 
 def refusing(data: str) -> Report:
@@ -83,18 +112,28 @@ def refusing(data: str) -> Report:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device, precision and processes as Accelerate finds them, or as `accelerate launch` was told.
+    """Device, precision and processes as Accelerate finds them: torchrun and `accelerate launch` say so in the environment.
 
-    Raises UsageError when the batch can't be shared equally between the processes.
+    Raises UsageError when a batch has fewer windows than there are processes and parts, or for a launcher's DeepSpeed, or for
+        srun without torchrun.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UsageError("accelerate launch asks for DeepSpeed, which kinoise doesn't use: take --use_fsdp, or neither")
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "RANK" not in os.environ:
+        raise UsageError("srun starts several of these, and none knows of the others: have it start one torchrun on each node")
     precision = config.precision
     if precision == "auto":
         usable = config.device == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         precision = "bf16" if usable else "no"
-    accelerator = Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
-    if config.batch_size % accelerator.num_processes:
+    # Without a GPU Accelerate joins processes only where it is told to use the CPU.
+    on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    method = meeting()
+    handlers: list[KwargsHandler] = [] if method is None else [InitProcessGroupKwargs(init_method=method)]
+    accelerator = Accelerator(mixed_precision=precision, cpu=on_cpu, kwargs_handlers=handlers)
+    if config.batch_size < accelerator.num_processes * config.accumulate:
         raise UsageError(
-            f"train.batch_size={config.batch_size} can't be shared by {accelerator.num_processes} processes: take a multiple"
+            f"train.batch_size={config.batch_size} is all processes' together, and too few windows for "
+            f"{accelerator.num_processes} processes and train.accumulate={config.accumulate}: take at least one for each part"
         )
     return accelerator
 
@@ -123,7 +162,13 @@ def is_finished(settings: Settings, run: RunDirectory, state: State, store: Epis
 
 
 def make_session(
-    settings: Settings, run: RunDirectory, state: State | None, store: EpisodeStore, accelerator: Accelerator, console: Console
+    settings: Settings,
+    run: RunDirectory,
+    state: State | None,
+    store: EpisodeStore,
+    accelerator: Accelerator,
+    console: Console,
+    processes: Processes | None = None,
 ) -> Session:
     """Everything that training needs, new or as it was at `state`.
 
@@ -141,7 +186,7 @@ def make_session(
     if config.augment.shift and getattr(getattr(policy.config, "encoder", None), "shift", 0):
         remark = "train.augment.shift and policy.encoder.shift both move the pictures: set one of them to 0"
         console.print(f"note: {remark}", highlight=False, soft_wrap=True)
-    trainer = Trainer(config, policy, windows, seed, accelerator, remedy)
+    trainer = Trainer(config, policy, windows, seed, accelerator, remedy, processes)
     if state is not None:
         ema = run.ema(state.step) if config.ema else {}
         trainer.restore(state.step, ema, run.optimizer(state.step))

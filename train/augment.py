@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ..config import UsageError
-from ..policies.core.random import move, uniform
+from ..policies.core.random import Gen, move, uniform
 from ..spec import Batch, Spec
 
 LUMA = (0.299, 0.587, 0.114)
@@ -56,7 +56,7 @@ def check_augment(config: AugmentConfig, spec: Spec) -> None:
         )
 
 
-def augment(batch: Batch, config: AugmentConfig, gen: torch.Generator) -> Batch:
+def augment(batch: Batch, config: AugmentConfig, gen: Gen) -> Batch:
     """`batch` with its pictures changed: each row and camera by numbers of its own, its history alike. All else is untouched.
 
     Args:

@@ -1,6 +1,7 @@
 """A run on disk: complete checkpoints or none, the newest of which training goes on from.
 
 OUT/checkpoints/<step>/      the policy (see policies/checkpoint.py) and
+    README.md                its model card (see data/hub/card.py)
     training_state/          optimizer.safetensors by parameter name, state.json
 OUT/checkpoints/last         -> the newest
 """
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..data.hub.card import write_card
 from ..files import claimed, disk_errors, link, new_directory, read_json, write_file, write_json
 from ..policies.base import Policy
 from ..policies.checkpoint import save_policy, weights_path
@@ -57,6 +59,7 @@ class RunDirectory:
         self.path, self.keep = path, keep
         self.checkpoints, self.summary = path / "checkpoints", path / "train.json"
         self.metrics, self.tensorboard = path / "metrics.jsonl", path / "tensorboard"
+        self.starters = path / "starters"
 
     @contextmanager
     def claimed(self, resume: bool) -> Iterator[None]:
@@ -79,12 +82,26 @@ class RunDirectory:
             finally:
                 self._vanish(existed)
 
+    def begun_by(self, starter: str | None) -> bool:
+        """Whether `starter`, which starts processes again when one of them has died, has begun this run before."""
+        return starter is not None and (self.starters / starter).exists()
+
+    def note(self, starter: str | None) -> None:
+        """For `begun_by`; after `claimed`."""
+        if starter is not None:
+            with disk_errors(self.path):
+                self.starters.mkdir(exist_ok=True)
+                (self.starters / starter).touch()
+
     def _vanish(self, existed: bool) -> None:
         """Takes back a run that ended before it had anything to tell: no checkpoint, not a line of metrics."""
         if self.steps() or (self.metrics.exists() and self.metrics.stat().st_size):
             return
         shutil.rmtree(self.checkpoints)
-        shutil.rmtree(self.tensorboard, ignore_errors=True)
+        for folder in (self.tensorboard, self.starters, self.path / "wandb"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("wandb.json", "trackio.json"):
+            (self.path / name).unlink(missing_ok=True)
         self.metrics.unlink(missing_ok=True)
         if not existed:
             with suppress(OSError):  # not empty: a tracker's
@@ -125,6 +142,7 @@ class RunDirectory:
                 training.mkdir()
                 write_file(training / "optimizer.safetensors", lambda path: save_file(dict(optimizer), path))
                 write_json(training / "state.json", {"format": FORMAT, **asdict(state)})
+                write_card(directory)
         except SafetensorError as error:  # which is how safetensors reports a full disk
             raise KinoiseError(
                 f"could not write {self.checkpoint(state.step)}: {error}. Free some space, then add resume=true."

@@ -13,14 +13,16 @@ from ..policies import POLICIES
 from .augment import AugmentConfig
 
 PRECISIONS = ("auto", "no", "bf16")
+PARALLEL = ("auto", "ddp", "fsdp")
 DEVICES = ("auto", "cpu")
 
-# What watches a run without touching its weights. Where the data lie is free too: what they are is compared instead.
+# What watches a run, or shares its work out, without changing what is computed. Where the data lie is free too: what they are
+# is compared instead.
 FREE = {"data", "format", "filter", "rate", "cache", "out", "resume", "env"} | {
     f"train.{name}"
     for name in (
         *("steps", "log_every", "save_every", "keep", "validate_every", "eval_every", "eval_episodes", "tensorboard", "wandb"),
-        "prefetch",
+        *("trackio", "prefetch", "parallel", "accumulate"),
     )
 }
 
@@ -44,6 +46,13 @@ class TrainConfig:
     precision: str = field(
         default="auto", metadata={"help": f"one of {', '.join(PRECISIONS)}; auto is bf16 where a GPU has it"}
     )
+    parallel: str = field(
+        default="auto",
+        metadata={"help": f"one of {', '.join(PARALLEL)}: with several processes, whole weights in each or a share of them"},
+    )
+    accumulate: int = field(
+        default=1, metadata={"help": "parts that a process computes its share of a batch in, for less memory"}
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     prefetch: int = field(default=1, metadata={"help": "batches made ahead by a thread while the network learns; 0 is none"})
     compile: bool = field(default=False, metadata={"help": "torch.compile the loss; pays on a GPU after a minute"})
@@ -56,10 +65,11 @@ class TrainConfig:
     eval_episodes: int = field(default=5, metadata={"help": "episodes per task in such an evaluation"})
     tensorboard: bool = field(default=True, metadata={"help": "write OUT/tensorboard"})
     wandb: str | None = field(default=None, metadata={"help": "Weights & Biases project to log to"})
+    trackio: str | None = field(default=None, metadata={"help": "Trackio project to log to"})
 
     def __post_init__(self) -> None:
         self._expect("at least 1", lambda value: value >= 1, "steps", "batch_size", "log_every", "save_every", "keep")
-        self._expect("at least 1", lambda value: value >= 1, "validate_every", "eval_episodes")
+        self._expect("at least 1", lambda value: value >= 1, "validate_every", "eval_episodes", "accumulate")
         self._expect("at least 0", lambda value: value >= 0, "warmup", "weight_decay", "clip", "eval_every", "prefetch")
         self._expect("above 0", lambda value: value > 0, "lr", "ema_power")
         self._expect("from 0 to 1", lambda value: 0 <= value <= 1, "floor", "ema_max")
@@ -67,6 +77,7 @@ class TrainConfig:
         self._expect("two numbers from 0 to below 1", lambda pair: len(pair) == 2 and all(0 <= b < 1 for b in pair), "betas")
         self._expect(f"one of {', '.join(DEVICES)}", lambda value: value in DEVICES, "device")
         self._expect(f"one of {', '.join(PRECISIONS)}", lambda value: value in PRECISIONS, "precision")
+        self._expect(f"one of {', '.join(PARALLEL)}", lambda value: value in PARALLEL, "parallel")
 
     def _expect(self, what: str, holds: Any, *names: str) -> None:
         for name in names:

@@ -10,13 +10,14 @@ from torch import _foreach_copy_ as copy_all  # pyright: ignore[reportPrivateImp
 from torch import _foreach_lerp_ as lerp_all  # pyright: ignore[reportPrivateImportUsage]
 
 from ..spec import KinoiseError
+from .parallel import own, put
 
 
 class Ema:
     """An exponential moving average whose memory grows with training (diffusion_policy's `ema_model.py`).
 
     Args:
-        parameters: the live weights by name; updated in place by an optimiser.
+        parameters: the live weights by name, or this process's shares; updated in place by an optimiser.
         power: after n updates the decay is 1 - (1 + n)^-power, so the first update copies; 3/4 suits up to a million steps.
         maximum: bound of the decay.
     """
@@ -24,8 +25,9 @@ class Ema:
     def __init__(self, parameters: Mapping[str, nn.Parameter], power: float = 0.75, maximum: float = 0.9999) -> None:
         self.power, self.maximum = power, maximum
         self._names = list(parameters)
-        self._live = [item.detach() for item in parameters.values()]
-        self._average = [item.clone() for item in self._live]
+        live = [item.detach() for item in parameters.values()]
+        self._whole = [item.clone() for item in live]
+        self._live, self._average = [own(item) for item in live], [own(item) for item in self._whole]
 
     def decay(self, updates: int) -> float:
         """The share of the average that survives the update after `updates` earlier ones."""
@@ -37,14 +39,15 @@ class Ema:
 
     def state(self) -> dict[str, Tensor]:
         """The averages by name; not copies."""
-        return dict(zip(self._names, self._average, strict=True))
+        return dict(zip(self._names, self._whole, strict=True))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the averages out of `state`, which may hold more. Raises KinoiseError when one is missing."""
+        """Takes the averages out of `state`, which holds whole tensors, or more. Raises KinoiseError when one is missing."""
         absent = [name for name in self._names if name not in state]
         if absent:
             raise KinoiseError(f"the averaged weights lack {absent}: the checkpoint is from another policy. Take an older one.")
-        copy_all(self._average, [state[name] for name in self._names])
+        for name, item in zip(self._names, self._whole, strict=True):
+            put(item, state[name])
 
     @contextmanager
     def applied(self) -> Iterator[None]:

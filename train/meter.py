@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor
 
 from ..spec import KinoiseError
+from .processes import Processes
 
 
 class Meter:
-    """Collects scalars per update.
+    """Collects numbers per update.
 
     Args:
         remedy: what the error says to do when a number is not finite.
     """
 
-    def __init__(self, accelerator: Accelerator, remedy: str) -> None:
-        self._accelerator, self.remedy = accelerator, remedy
+    def __init__(self, processes: Processes, remedy: str) -> None:
+        self._processes, self.remedy = processes, remedy
         self._names: list[str] = []
         self._rows: list[Tensor] = []
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """One update's scalars; the same names each time."""
-        self._names = list(values)
-        self._rows.append(torch.stack([item.detach() for item in values.values()]))
+    def add(self, names: Sequence[str], values: Float[Tensor, "names"]) -> None:
+        """One update's numbers; the same names each time."""
+        self._names = list(names)
+        self._rows.append(values)
 
     def means(self, step: int) -> dict[str, float]:
-        """Means since the last `clear`, over all processes.
+        """Means since the last `clear`, over all processes, all of which call this.
 
         Args:
             step: updates made so far, to name the one that went wrong.
@@ -39,9 +40,7 @@ class Meter:
         """
         if not self._rows:
             return {}
-        rows = self._accelerator.reduce(torch.stack(self._rows), "mean")
-        assert isinstance(rows, Tensor)
-        rows = rows.cpu().double()
+        rows = self._processes.total(torch.stack(self._rows).cpu().double()) / self._processes.count
         bad = ~rows.isfinite()
         if bad.any():
             row, column = (int(item) for item in bad.nonzero()[0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..spec import KinoiseError
 from .config import TrainConfig
+from .parallel import put
 
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -52,24 +53,25 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Every tensor that the optimiser remembers, as `parameter name:entry` (`exp_avg`, `exp_avg_sq`, `step`), on the CPU.
+    """Every tensor that the optimiser remembers, as `parameter name:entry` (`exp_avg`, `exp_avg_sq`, `step`); not copies.
 
     A parameter that never had a gradient has no entry.
     """
     return {
-        f"{name}:{entry}": value.detach().cpu().contiguous()
-        for name, item in parameters.items()
-        for entry, value in optimizer.state.get(item, {}).items()
+        f"{name}:{entry}": value for name, item in parameters.items() for entry, value in optimizer.state.get(item, {}).items()
     }
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_state`. Raises KinoiseError for a name that no parameter has."""
+    """The inverse of `optimizer_state`, of whole tensors. Raises KinoiseError for a name that no parameter has."""
     for key, value in state.items():
         name, _, entry = key.rpartition(":")
         if name not in parameters:
             raise KinoiseError(f"the optimiser's state is for '{name}', which this policy lacks: take an older checkpoint")
         item = parameters[name]
-        optimizer.state[item][entry] = value.to(item.device, copy=True)
+        # AdamW's moments are cut as their parameter is; its count of updates is one number.
+        target = torch.zeros_like(item) if value.shape == item.shape else torch.zeros_like(value, device=item.device)
+        put(target, value)
+        optimizer.state[item][entry] = target

@@ -1,6 +1,7 @@
-"""Which windows an update sees and which noise it draws: functions of (seed, update) alone.
+"""Which windows an update sees and which noise each of them gets: functions of (seed, update) alone.
 
-Nothing here has a state that a checkpoint would have to carry, so a resumed run sees what the killed one would have seen.
+Nothing here has a state that a checkpoint would have to carry, so a resumed run sees what the killed one would have seen. Nor
+does it matter who computes: however many processes and parts share a batch, its windows are the same and have the same noise.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jaxtyping import Int64
 
 from ..data.mixture.store import Mixture
 from ..data.windows import Windows
+from ..policies.core.random import Gen, Stretch
 from ..spec import KinoiseError
 
 ORDER, NOISE, HELD_OUT, VALIDATION = range(4)
@@ -37,25 +39,38 @@ def generator(seed: int, stream: int, *key: int) -> torch.Generator:
 class Order:
     """Endless epochs, each a permutation of its own; an update takes the next `batch_size` windows, across epochs if need be.
 
+    A batch is cut into `processes` times `parts` stretches, which differ by one window at most.
+
     Args:
         windows: how many there are.
-        batch_size: windows in an update, over all processes; a multiple of `processes`.
-        rank, processes: this process sees the rank-th of `processes` equal parts of every batch.
+        batch_size: windows in an update, over all processes; at least one for each stretch.
+        rank, processes: this process sees the rank-th of `processes` shares of every batch.
+        parts: stretches of such a share, which are computed one after the other.
     """
 
-    def __init__(self, windows: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, windows: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1, parts: int = 1) -> None:
         self.windows, self.batch_size, self.seed = windows, batch_size, seed
-        self.rank, self.share = rank, batch_size // processes
+        self.first, self.parts, self.stretches = rank * parts, parts, processes * parts
         self._epoch = lru_cache(2)(self._permutation)
 
-    def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """The windows of update `step`, counted from 0."""
-        first = step * self.batch_size + self.rank * self.share
-        return _taken(np.arange(first, first + self.share), self.windows, self._epoch)
+    def indices(self, step: int, part: int = 0) -> Int64[np.ndarray, "batch"]:
+        """The windows of update `step`, counted from 0, in one part of this process's share."""
+        return _taken(self._places(step, part), self.windows, self._epoch)
 
-    def noise(self, step: int) -> torch.Generator:
-        """Everything random in update `step` comes from this."""
-        return generator(self.seed, NOISE, step, self.rank)
+    def noise(self, step: int, part: int = 0) -> Gen:
+        """All that is random about those windows: for a part, what it would be were the whole batch computed at once."""
+        gen, stretch = generator(self.seed, NOISE, step, 0), self._stretch(part)
+        return gen if self.stretches == 1 else Stretch(gen, stretch, self.batch_size)
+
+    def _stretch(self, part: int) -> range:
+        """Of a batch."""
+        index = self.first + part
+        return range(index * self.batch_size // self.stretches, (index + 1) * self.batch_size // self.stretches)
+
+    def _places(self, step: int, part: int) -> Int64[np.ndarray, "batch"]:
+        """Of all batches laid end to end."""
+        stretch = self._stretch(part)
+        return step * self.batch_size + np.arange(stretch.start, stretch.stop)
 
     def _permutation(self, epoch: int) -> Int64[np.ndarray, "windows"]:
         return numbers(self.seed, ORDER, epoch).permutation(self.windows)
@@ -82,19 +97,19 @@ class MixedOrder(Order):
         seed: int,
         rank: int = 0,
         processes: int = 1,
+        parts: int = 1,
     ) -> None:
-        super().__init__(sum(map(len, groups)), batch_size, seed, rank, processes)
+        super().__init__(sum(map(len, groups)), batch_size, seed, rank, processes, parts)
         self.groups, self.quotas = groups, quotas(weights)
         self._cycle, self._before = _dealt(self.quotas)
         self._epochs = lru_cache(2 * len(groups))(self._shuffled)
 
-    def indices(self, step: int) -> Int64[np.ndarray, "batch"]:
-        first = step * self.batch_size + self.rank * self.share
-        cycles, places = np.divmod(np.arange(first, first + self.share), len(self._cycle))
+    def indices(self, step: int, part: int = 0) -> Int64[np.ndarray, "batch"]:
+        cycles, places = np.divmod(self._places(step, part), len(self._cycle))
         owner = self._cycle[places]
         # How many places a group was dealt before each of its own, since the first update.
         turns = cycles * self.quotas[owner] + self._before[places]
-        result = np.empty(self.share, np.int64)
+        result = np.empty(len(owner), np.int64)
         for index, group in enumerate(self.groups):
             mine = owner == index
             if mine.any():
@@ -105,14 +120,14 @@ class MixedOrder(Order):
         return self.groups[index][numbers(self.seed, ORDER, epoch, index).permutation(len(self.groups[index]))]
 
 
-def make_order(windows: Windows, batch_size: int, seed: int, rank: int = 0, processes: int = 1) -> Order:
+def make_order(windows: Windows, batch_size: int, seed: int, rank: int = 0, processes: int = 1, parts: int = 1) -> Order:
     """The order of a store's windows: by its weights, where it is a mixture that has them.
 
     Raises KinoiseError when a member has a weight and no window, since all its episodes are held out.
     """
     store = windows.store
     if not isinstance(store, Mixture) or store.weights is None:
-        return Order(len(windows), batch_size, seed, rank, processes)
+        return Order(len(windows), batch_size, seed, rank, processes, parts)
     groups = windows.groups(store.member)
     empty = [name for name, group in zip(store.names, groups, strict=True) if not len(group)]
     if empty:
@@ -120,7 +135,7 @@ def make_order(windows: Windows, batch_size: int, seed: int, rank: int = 0, proc
             f"{store.path}: every episode of {', '.join(empty)} is held out by train.validation, so nothing of it is left to "
             f"learn from. Take a smaller share, or another seed."
         )
-    return MixedOrder(groups, store.weights, batch_size, seed, rank, processes)
+    return MixedOrder(groups, store.weights, batch_size, seed, rank, processes, parts)
 
 
 def quotas(weights: Sequence[float]) -> Int64[np.ndarray, "groups"]:

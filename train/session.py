@@ -23,6 +23,7 @@ from .config import Settings
 from .display import Display, clock
 from .loop import Trainer
 from .optimizer import learning_rate
+from .processes import company
 from .stop import Stop
 from .trackers import Tracker, open_trackers
 from .validation import Validation
@@ -52,11 +53,11 @@ class Session:
     ) -> None:
         self.settings, self.config, self.run, self.trainer = settings, settings.train, run, trainer
         self.console, self.data, self.validation = console, data, validation
-        self._leads = trainer.accelerator.is_main_process
+        self._processes = trainer.processes
+        self._leads = self._processes.leads
         self._display = Display(console, self.config.steps, trainer.step)
         self._trackers: list[Tracker] = []
-        # Processes that stopped after different updates would wait for each other for ever: there, a signal just kills.
-        self._stop = Stop(enabled=trainer.accelerator.num_processes == 1)
+        self._stop = Stop(self._processes)
         self._saved = self._logged = trainer.step
         self._began = time.perf_counter() - elapsed_s
         self._window, self._waited = time.perf_counter(), 0.0
@@ -72,10 +73,11 @@ class Session:
         Raises:
             KinoiseError: a number is no longer finite (the checkpoints stay sound), the disk is full, an evaluation failed.
         """
-        with self.opened(), self._stop, compiler_errors():
+        with self.opened(), self._stop, compiler_errors(), company():
             self._evaluate()
             while self.trainer.step < self.config.steps and self._stop.signal is None:
-                self.update()
+                with self._stop.agreed():
+                    self.update()
             if self._stop.signal is not None:
                 self._log()
                 self._save()
@@ -140,8 +142,8 @@ class Session:
 
     def _validate(self, validation: Validation) -> float:
         trainer = self.trainer
-        with trainer.accelerator.autocast(), trainer.ema.applied() if trainer.ema else nullcontext():
-            loss = validation.loss(trainer.policy)
+        with trainer.autocast(), trainer.ema.applied() if trainer.ema else nullcontext():
+            loss = validation.loss(trainer.policy, trainer.spread, self._processes)
         if not math.isfinite(loss):
             raise KinoiseError(f"the validation loss after update {trainer.step} is {loss}. {trainer.meter.remedy}")
         return loss
@@ -155,12 +157,12 @@ class Session:
             trainer.meter.means(trainer.step)
             if not trainer.finite():
                 raise KinoiseError(f"the weights are not finite after update {trainer.step}. {trainer.meter.remedy}")
+            policy, averages, optimizer = trainer.spread.saved(), trainer.averages(), trainer.state()
             if self._leads:
                 threads, settings = torch.get_num_threads(), as_json(self.settings)
                 state = State(trainer.step, self.elapsed_s, threads, self.data, settings)
-                averages = trainer.ema.state() if trainer.ema else {}
-                self.run.save(state, trainer.policy, averages, trainer.state())
-            trainer.accelerator.wait_for_everyone()
+                self.run.save(state, policy, averages, optimizer)
+            self._processes.wait()
             self._saved = trainer.step
 
     @property
@@ -168,19 +170,21 @@ class Session:
         return self.config.eval_every > 0 and self.trainer.step > 0 and self.trainer.step % self.config.eval_every == 0
 
     def _evaluate(self) -> None:
-        """Rollouts of this update's checkpoint, if they are due and were not finished before a kill; a signal drops them."""
+        """Rollouts of this update's checkpoint, if they are due and were not finished before a kill; a signal drops them.
+
+        The leader makes them; the others wait, however long it takes.
+        """
+        if not self._evaluation_is_due:
+            return
         step = self.trainer.step
         directory = self.run.path / "evaluations" / str(step)
-        result = directory / "result.json"
-        if not self._evaluation_is_due or result.exists() or self._stop.signal is not None:
-            return
         with self._aside():
-            if self._leads:
+            if self._leads and self._stop.received is None and not (directory / "result.json").exists():
                 self._display.pause()
                 with self._stop.at_once():
                     self._roll_out(self.run.checkpoint(step), directory)
                 self._display.resume()
-            self.trainer.accelerator.wait_for_everyone()
+            self._processes.wait()
 
     def _roll_out(self, checkpoint: Path, out: Path) -> None:
         from ..eval.evaluate import evaluate
@@ -204,7 +208,8 @@ class Session:
             "parameters": trainer.policy.parameter_count,
             "device": str(trainer.accelerator.device),
             "precision": trainer.accelerator.mixed_precision,
-            "processes": trainer.accelerator.num_processes,
+            "processes": self._processes.count,
+            "parallel": trainer.spread.kind,
             "wall_s": wall,
             "steps_per_s": trainer.step / wall,
             **origin(),

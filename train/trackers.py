@@ -1,16 +1,19 @@
-"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases on request."""
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard by default, Weights & Biases and Trackio on request."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ..config import UsageError
 from ..files import disk_errors, read_json, write_json, write_text
+from ..spec import KinoiseError
 from .checkpoint import RunDirectory
 from .config import TrainConfig
 
@@ -87,13 +90,14 @@ class Wandb:
 
     def __init__(self, run: Path, project: str, settings: Mapping[str, Any]) -> None:
         """Raises UsageError when wandb is not installed."""
-        wandb = import_wandb()
+        wandb = imported("wandb")
         path = run / "wandb.json"
         if not path.exists():
             write_json(path, {"id": secrets.token_hex(4)})
-        self._run = wandb.init(
-            project=project, name=run.name, id=read_json(path)["id"], dir=str(run), config=dict(settings), resume="allow"
-        )
+        with _beginning("wandb"):
+            self._run = wandb.init(
+                project=project, name=run.name, id=read_json(path)["id"], dir=str(run), config=dict(settings), resume="allow"
+            )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -102,21 +106,65 @@ class Wandb:
         self._run.finish()
 
 
-def import_wandb() -> Any:
+class Trackio:
+    """A Trackio run, the same one after a resume: `trackio.json` has its name, and of each number the last update it has.
+
+    Trackio would keep a number twice that a resumed run tells it again, so it is told only later ones. Where it keeps them, on
+    this machine, a server or a Space, is for its own environment variables to say (TRACKIO_DIR, TRACKIO_SERVER_URL,
+    TRACKIO_SPACE_ID).
+    """
+
+    def __init__(self, run: Path, project: str, settings: Mapping[str, Any]) -> None:
+        """Raises UsageError when trackio is not installed."""
+        trackio = imported("trackio")
+        self._path = run / "trackio.json"
+        if not self._path.exists():
+            write_json(self._path, {"name": f"{run.name}-{secrets.token_hex(4)}", "known": {}})
+        self._state = read_json(self._path)
+        self._known: dict[str, int] = dict(self._state["known"])
+        with _beginning("trackio"):
+            name = self._state["name"]
+            self._run = trackio.init(project=project, name=name, config=dict(settings), resume="allow", embed=False)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        new = {name: value for name, value in values.items() if step > self._known.get(name, -1)}
+        if new:
+            self._run.log(new, step=step)
+            self._state["known"].update(dict.fromkeys(new, step))
+            write_json(self._path, self._state)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+@contextmanager
+def _beginning(name: str) -> Iterator[None]:
+    """Raises KinoiseError for whatever keeps a tracker from beginning: no login, no network."""
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        yield
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise KinoiseError(f"train.{name}: {said}. Log in there, or leave train.{name} out.") from error
+
+
+def imported(name: str) -> Any:
+    """A tracker's package, which is called as its setting and its extra. Raises UsageError when it is not installed."""
+    try:
+        return import_module(name)
     except ImportError as error:
-        raise UsageError("train.wandb needs wandb: pip install 'kinoise[wandb]', or leave train.wandb out") from error
-    return wandb
+        raise UsageError(f"train.{name} needs {name}: pip install 'kinoise[{name}]', or leave train.{name} out") from error
 
 
 def open_trackers(config: TrainConfig, run: RunDirectory, step: int, settings: Mapping[str, Any]) -> list[Tracker]:
     """metrics.jsonl, then all that `config` asks for, with what was logged after update `step` taken back."""
-    if config.wandb is not None:
-        import_wandb()  # before anything is written
+    for name in ("wandb", "trackio"):
+        if getattr(config, name) is not None:
+            imported(name)  # before anything is written
     trackers: list[Tracker] = [JsonLines(run.metrics, step)]
     if config.tensorboard:
         trackers.append(TensorBoard(run.tensorboard, step))
     if config.wandb is not None:
         trackers.append(Wandb(run.path, config.wandb, settings))
+    if config.trackio is not None:
+        trackers.append(Trackio(run.path, config.trackio, settings))
     return trackers

@@ -12,6 +12,8 @@ from ..data.windows import Windows
 from ..policies.base import Policy
 from ..spec import KinoiseError
 from .order import HELD_OUT, VALIDATION, generator, numbers
+from .parallel import Spread
+from .processes import Processes
 
 WINDOWS = 2048
 
@@ -34,7 +36,7 @@ def split(store: EpisodeStore, share: float, seed: int) -> tuple[list[int], list
 class Validation:
     """The mean loss over the same windows with the same noise every time, so that the curve shows the weights and nothing else.
 
-    At most `WINDOWS` windows, evenly spread over the held-out episodes.
+    At most `WINDOWS` windows, evenly spread over the held-out episodes, in batches that several processes share out.
     """
 
     def __init__(self, windows: Windows, batch_size: int, seed: int) -> None:
@@ -43,12 +45,23 @@ class Validation:
         self._batches = np.array_split(chosen, math.ceil(len(chosen) / batch_size))
 
     @torch.no_grad()
-    def loss(self, policy: Policy) -> float:
-        """The denoising loss per window, without auxiliary terms, in eval mode; the policy comes back in training mode."""
+    def loss(self, policy: Policy, spread: Spread | None = None, processes: Processes | None = None) -> float:
+        """The denoising loss per window, without auxiliary terms, in eval mode; the policy comes back in training mode.
+
+        Args:
+            spread: how several processes have the policy.
+            processes: they, all of which call this and get the same number.
+        """
+        processes = processes or Processes()
         policy.eval()
         total = torch.zeros((), dtype=torch.float64)
-        for index, chosen in enumerate(self._batches):
-            losses = policy.loss(self._windows.batch(chosen), generator(self._seed, VALIDATION, index))
-            total += losses.per_sample.sum().double().cpu()
+        for first in range(0, len(self._batches), processes.count):
+            # In the last round some have no batch left. Shared weights are gathered by all or none: they repeat the last.
+            mine = first + processes.rank
+            index = min(mine, len(self._batches) - 1)
+            batch, gen = self._windows.batch(self._batches[index]), generator(self._seed, VALIDATION, index)
+            per_sample = policy.loss(batch, gen).per_sample if spread is None else spread.bare(batch, gen)[2]
+            if mine == index:
+                total += per_sample.sum().double().cpu()
         policy.train()
-        return float(total) / sum(map(len, self._batches))
+        return float(processes.total(total)) / sum(map(len, self._batches))

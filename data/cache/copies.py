@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from ...files import disk_errors, read_json, sync
+from ...files import claimed, disk_errors, read_json, sync
 from ...spec import KinoiseError, Spec, Stats
 from ..base import EpisodeStore
 from ..mixture.store import Mixture
@@ -95,18 +94,18 @@ def _copy(store: EpisodeStore, keys: Collection[str], folder: Path, workers: int
         name = f"{title(source)}-{_hash(digest, store, spec)[:16]}"
         path, made = folder / name, False
         while not path.exists():
-            with _claimed(folder / f".{name}.building", path, console) as claimed:
-                if not claimed or path.exists():
+            with _building(folder / f".{name}.building", path, console) as place:
+                if not place or path.exists():
                     continue
                 episodes = f"{len(store.ends)} episodes of {source}"
                 console.print(f"decoding {episodes} into {path}", highlight=False, soft_wrap=True)
                 with _bar(console) as bar:
-                    build(store, spec, claimed, workers, bar)
+                    build(store, spec, place, workers, bar)
                 if identities(source) != before and content(source, folder / MEMORY_FILE, workers=workers) != digest:
                     raise KinoiseError(
                         f"{source} changed while it was decoded. Wait until it is written, then run the command again."
                     )
-                os.rename(claimed, path)
+                os.rename(place, path)
                 sync(folder)
                 made = True
     if not made:
@@ -123,24 +122,21 @@ def _hash(digest: str, store: EpisodeStore, spec: Spec) -> str:
 
 
 @contextmanager
-def _claimed(path: Path, target: Path, console: Console) -> Iterator[Path | None]:
+def _building(path: Path, target: Path, console: Console) -> Iterator[Path | None]:
     """The folder `path`, with other processes kept out during the block; None when it is gone after waiting for one.
 
     It stays when the block ends by a kill, an interrupt, a full disk or Unfinished, for the next attempt to go on with. Other
     errors come again whenever it is tried: then it is removed.
     """
-    try:
-        path.mkdir(exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # finished and renamed by another process in between
-        yield None
-        return
-    try:
+    said = f"another process is making {target}: waiting for it"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"another process is making {target}: waiting for it", highlight=False, soft_wrap=True)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            path.mkdir(exist_ok=True)
+            waiting = partial(console.print, said, highlight=False, soft_wrap=True)
+            descriptor = stack.enter_context(claimed(path, "builds", waiting))
+        except FileNotFoundError:  # finished and renamed by another process in between
+            yield None
+            return
         if not (path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor))):
             yield None
             return
@@ -155,8 +151,6 @@ def _claimed(path: Path, target: Path, console: Console) -> Iterator[Path | None
         except KinoiseError:
             shutil.rmtree(path)
             raise
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

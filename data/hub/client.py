@@ -9,13 +9,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...config import UsageError
 from ...files import disk_errors, read_json
 from ...spec import KinoiseError
 from .. import FORMATS
+from .card import CARD, Known, evaluation, write_card
 
 KINDS = ("dataset", "model")
 DATA = (
@@ -23,7 +25,10 @@ DATA = (
     "*.zarray", "*.zgroup", "*.zattrs", "*.zmetadata", "*/[0-9]*",
 )  # fmt: skip
 """Of data sets; zarr names chunks by numbers alone."""
-POLICY = ("*.safetensors", "*.json", "*.md")
+CARDS = "*.md"
+POLICY = ("*.safetensors", "*.json", CARDS)
+OWN = "training_state/*"
+"""Of a policy, what only resuming its training needs: twice its weights, and the paths of the machine that trained it."""
 NEVER = (
     "*.pkl", "*.pickle", "*.pt", "*.pth", "*.bin", "*.ckpt", "*.npy", "*.npz", "*.joblib", "*.py", "*.so", "*.sh", ".cache/*",
 )  # fmt: skip
@@ -71,25 +76,38 @@ def content(path: Path) -> Content:
     return Content("dataset", path, tag)
 
 
-def push(path: Path, repo: str, *, private: bool = True, revision: str | None = None) -> Moved:
-    """Uploads a data set, a checkpoint, or a run's last one.
+def push(
+    path: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    license: str | None = None,
+    datasets: Sequence[str] = (),
+    evaluations: Sequence[Path] = (),
+) -> Moved:
+    """Uploads a data set, a checkpoint, or a run's last one. A policy's card is written anew first, see `card.write_card`.
 
     Args:
         repo: "user/name"; made if it isn't there.
         private: whether a repository that is made can be seen by its owner alone.
         revision: the branch, made if it isn't there; None is the main one.
+        license, datasets: for a policy's card, see `card.Known`.
+        evaluations: for the card, folders of `kinoise eval`; without any, RUN/eval if it is of these weights.
 
     Raises:
+        UsageError: for a card's settings that don't fit, or where there is no card to take them.
         KinoiseError: nothing to push there, no token, not allowed, the hub can't be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RevisionNotFoundError
 
     item = content(path)
-    patterns = POLICY if item.kind == "model" else DATA
+    _card(item, path, Known(repo, license, tuple(datasets)), evaluations)
+    patterns, never = (POLICY, (*NEVER, OWN)) if item.kind == "model" else (DATA, NEVER)
     top = item.path if item.path.is_dir() else item.path.parent
     names = sorted(file.relative_to(top).as_posix() for file in item.path.rglob("*") if file.is_file()) or [item.path.name]
-    chosen = _chosen(names, patterns)
+    chosen = _chosen(names, patterns, never)
     if not chosen:  # a single file without its suffix
         raise KinoiseError(f"{path}: expected a name that ends in .hdf5 or .zip, by which pull knows it. Rename it.")
     with _hub_errors(repo):
@@ -99,8 +117,20 @@ def push(path: Path, repo: str, *, private: bool = True, revision: str | None = 
             api.create_branch(repo, branch=revision, repo_type=item.kind, exist_ok=True)
         where = {"repo_id": repo, "repo_type": item.kind, "revision": revision, "commit_message": f"kinoise push {path.name}"}
         if item.path.is_dir():
-            done = api.upload_folder(folder_path=item.path, allow_patterns=list(patterns), ignore_patterns=list(NEVER), **where)
+            # What an earlier push left would be read as part of this one.
+            both = {
+                "allow_patterns": list(patterns),
+                "ignore_patterns": list(never),
+                "delete_patterns": [item for item in patterns if item != CARDS],
+            }
+            done = api.upload_folder(folder_path=item.path, **both, **where)
         else:
+            names = api.list_repo_files(repo, repo_type=item.kind, revision=revision)
+            others = [name for name in _chosen(names, patterns, never) if name != item.path.name and not name.endswith(".md")]
+            if others:
+                raise KinoiseError(
+                    f"{repo} holds another data set ({others[0]}), and pull fetches all there is: take a new one."
+                )
             done = api.upload_file(path_or_fileobj=item.path, path_in_repo=item.path.name, **where)
         if item.tag is not None:
             with suppress(RevisionNotFoundError):  # at the first push
@@ -172,10 +202,26 @@ def _tidy(folder: Path, names: Sequence[str], repo: str) -> None:
         raise KinoiseError(f"{repo}: {len(missing)} files did not come, such as {missing[0]}. Run the command again.")
 
 
-def _chosen(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+def _card(item: Content, path: Path, known: Known, evaluations: Sequence[Path]) -> None:
+    """Writes the card of a policy, with what is known now."""
+    given = [name for name in ("license", "datasets") if getattr(known, name)] + (["eval"] if evaluations else [])
+    if item.kind != "model":
+        if given:
+            raise UsageError(f"{given[0]}= is for the card of a policy, and {path} is a data set. Leave it out.")
+        return
+    found = [evaluation(place, item.path) for place in evaluations]
+    usual = path / "eval" / "result.json"
+    if not evaluations and usual.is_file():
+        with suppress(KinoiseError):  # of another checkpoint, which is no news of this one
+            found = [evaluation(usual, item.path)]
+    if not write_card(item.path, replace(known, results=tuple(found))) and given:
+        raise UsageError(f"{given[0]}=: {item.path / CARD} is not as kinoise wrote it: say it there, or remove that file.")
+
+
+def _chosen(names: Sequence[str], patterns: Sequence[str], never: Sequence[str] = NEVER) -> tuple[str, ...]:
     from huggingface_hub.utils import filter_repo_objects
 
-    return tuple(filter_repo_objects(names, allow_patterns=list(patterns), ignore_patterns=list(NEVER)))
+    return tuple(filter_repo_objects(names, allow_patterns=list(patterns), ignore_patterns=list(never)))
 
 
 @contextmanager
@@ -183,7 +229,9 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turns what huggingface_hub raises into a line that says what to do."""
     from huggingface_hub import errors
 
-    client = tuple(base for base in errors.HfHubHTTPError.__bases__ if base is not OSError)  # of its HTTP client
+    # What its HTTP client raises, which one that is: errors of versions before 1 are requests' own, of later ones httpx's.
+    own = ("builtins", errors.__name__.partition(".")[0])
+    client = [kind for kind in errors.HfHubHTTPError.__mro__ if kind.__module__.partition(".")[0] not in own]
     unreached: Any = (*client, ConnectionError, errors.LocalTokenNotFoundError, errors.EntryNotFoundError)
     try:
         yield
@@ -195,6 +243,10 @@ def _hub_errors(repo: str) -> Iterator[None]:
         raise KinoiseError(f"{repo} has no such revision. Check revision=.") from error
     except errors.HFValidationError as error:
         raise KinoiseError(f"{repo}: expected a repository's name such as user/name ({_line(error)}).") from error
+    except ValueError as error:  # raised of what the hub says of a card's front matter, before anything is sent
+        raise KinoiseError(
+            f"{repo}: refused ({' '.join(str(error).split())}). Change README.md or the settings for it."
+        ) from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         remedy = "Set HF_TOKEN to a token that may do this" if code in (401, 403) else "Run the command again later"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...files import MALFORMED
 from ...spec import KinoiseError
 from ..base import Report
 from .layout import INFO, TASKS_PATH, Info
@@ -61,11 +62,11 @@ def read_episodes(info: Info, report: Report) -> tuple[list[Entry], dict[int, st
     for row in rows:
         try:
             entry = _entry(info, row, videos, order)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            wrong = _wrong(row, entry, found)
+        except MALFORMED as error:
             report(f"{table}: episode {row.get('episode_index')} is damaged ({error!r}). Restore the file from its source.")
             lost.append(row["episode_index"] if isinstance(row.get("episode_index"), int) else len(rows))
             continue
-        wrong = _wrong(row, entry, found)
         if wrong is not None:
             report(f"{table}: episode {entry.number} {wrong}. Restore the file from its source, or convert it again.")
             lost += [] if entry.number in found else [entry.number]
@@ -148,7 +149,7 @@ def _read_tasks(info: Info, report: Report) -> dict[int, str]:
         return dict(zip(map(int, indices), map(str, table.column(texts[0]).to_pylist()), strict=True))
     except KinoiseError as error:
         report(str(error))
-    except (*UNREADABLE, IndexError, TypeError, OverflowError) as error:
+    except (*UNREADABLE, *MALFORMED) as error:
         report(f"{info.root}: the table of tasks can't be read ({_line(error)}). Restore it from the source.")
     return {}
 
@@ -164,10 +165,10 @@ def _read_lines(file: Path) -> list[dict[str, Any]]:
                 rows.append(json.loads(line))
                 if not isinstance(rows[-1], dict):
                     raise KinoiseError(f"{file}, line {number}: expected an object, came {line.strip()[:40]}. Restore it.")
-    except json.JSONDecodeError as error:
-        raise KinoiseError(f"{file}, line {number}: not JSON ({error}). Restore it from the source.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise KinoiseError(f"{file} can't be read ({_line(error)}). Restore it from the source.") from error
+    except (ValueError, RecursionError) as error:
+        raise KinoiseError(f"{file}, line {number}: not JSON ({error}). Restore it from the source.") from error
     return rows
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from string import Formatter
 from typing import Any, NamedTuple
 
-from ...files import read_json
+from ...files import MALFORMED, read_json
 from ...spec import KinoiseError
 
 INFO = "meta/info.json"
@@ -162,7 +162,7 @@ def read_info(root: Path) -> Info:
             total=(_number(value.get("total_episodes")), _number(value.get("total_frames"))),
             robot_type=None if value.get("robot_type") is None else str(value["robot_type"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except MALFORMED as error:
         raise KinoiseError(f"{file} is damaged ({error!r}). Restore it from the source.") from error
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ... import __version__
-from ...files import read_json, write_json
+from ...files import MALFORMED, read_json, write_json
 from ...spec import Feature, KinoiseError, Spec
 from ..base import Extra, features
-from ..check import check_spec
+from ..check import check_spec, extras_from_json
 from ..long_texts import apart, together
 from .episodes import Entry
 from .layout import Info
@@ -65,7 +63,7 @@ def read_own(info: Info, entries: Sequence[Entry]) -> tuple[Own | None, str | No
             raise KinoiseError(f"its format is {value['format']!r}, expected {FORMAT}")
         spec = Spec.from_json(value["spec"])
         check_spec(spec)
-        extras = {key: Extra(np.dtype(item["dtype"]), tuple(map(int, item["shape"]))) for key, item in value["extras"].items()}
+        extras = extras_from_json(value["extras"])
         episodes, names = value["episodes"], {str(key): str(name) for key, name in value["names"].items()}
         if len(episodes) != info.total[0] or any(episodes[entry.number]["length"] != entry.length for entry in entries):
             raise KinoiseError("it was written for other episodes")
@@ -79,7 +77,7 @@ def read_own(info: Info, entries: Sequence[Entry]) -> tuple[Own | None, str | No
             _check(info, names[key], extra)
         info_of = [together(episodes[entry.number], value.get("long", ())) for entry in entries]
         return Own(spec, names, extras, info_of, dict(value["meta"])), None
-    except (KinoiseError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KinoiseError, *MALFORMED) as error:
         reason = str(error) if isinstance(error, KinoiseError) else repr(error)
         return None, f"{OWN}: left aside, for it does not fit the data set ({reason})"
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -18,12 +20,19 @@ from typing import Any
 
 import numpy as np
 
+from ...files import MALFORMED
 from ...spec import KinoiseError
 
 V2, V3 = ".zarray", "zarr.json"
 GROUPS = (".zgroup", V3)
 METADATA = (*GROUPS, V2, ".zattrs")
 NUMBERS = "biuf"
+BROKEN_ZIP = (zipfile.BadZipFile, OSError, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError, struct.error)
+"""What zipfile raises for archives that are damaged."""
+METADATA_BYTES = 2**28
+"""Of all arrays and groups of a zip together, unpacked: a small zip may hold any number of zeros."""
+MISSING_CHUNKS = 10**6
+"""More can't be missing from a store that was ever one: going through what damaged metadata claim would not end."""
 EMPTY_CHUNKS = "zarr.config.set({'array.write_empty_chunks': True})"
 
 
@@ -59,8 +68,11 @@ class ZarrFiles:
         try:
             with zipfile.ZipFile(path) as file:
                 self._zip = file.namelist()
-                self._said = {name: file.read(name) for name in self._zip if name.rpartition("/")[2] in METADATA}
-        except (zipfile.BadZipFile, OSError, zlib.error, NotImplementedError, RuntimeError) as error:
+                said = [item for item in file.infolist() if item.filename.rpartition("/")[2] in METADATA]
+                if (size := sum(item.file_size for item in said)) > METADATA_BYTES:
+                    raise KinoiseError(f"{path} holds {size} bytes of metadata, expected {METADATA_BYTES} at most.")
+                self._said = {item.filename: file.read(item) for item in said}
+        except BROKEN_ZIP as error:
             raise KinoiseError(f"{path} is no zip that can be read ({error}): it was cut short. Copy it again.") from error
         tops = [name.rpartition("/")[0] for name in self._zip if name.rpartition("/")[2] in GROUPS]
         self.root = min(tops, key=lambda name: (name.count("/") + bool(name), name), default="")
@@ -81,7 +93,7 @@ class ZarrFiles:
             return None
         except OSError as error:
             raise KinoiseError(f"{self.path}: {name} can't be read ({error.strerror}). Check its permissions.") from error
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             value = json.loads(data)
             if isinstance(value, dict):
                 return value
@@ -102,13 +114,16 @@ class ZarrFiles:
         where = f"{self.path}: {name}"
         try:
             read = _version2(older, where) if older is not None else _version3(newer or {}, where)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except MALFORMED as error:
             raise KinoiseError(f"{where} has damaged metadata ({error!r}). Copy or write the store again.") from error
         if len(read.chunks) != len(read.shape) or any(size < 1 for size in read.chunks):
             raise KinoiseError(f"{where} has damaged metadata: shape {read.shape} in chunks of {read.chunks}.")
         there = self._chunks(name)
+        grid = [-(-size // part) for size, part in zip(read.shape, read.chunks, strict=True)]
+        if math.prod(grid) > len(there) + MISSING_CHUNKS:
+            raise KinoiseError(f"{where} has damaged metadata: {math.prod(grid)} chunks, but {len(there)} files.")
         missing = []
-        for place in itertools.product(*(range(-(-size // part)) for size, part in zip(read.shape, read.chunks, strict=True))):
+        for place in itertools.product(*map(range, grid)):
             key = read.prefix + read.separator.join(map(str, place)) if place else read.scalar
             if key not in there:
                 first = place[0] * read.chunks[0] if place else 0
@@ -148,7 +163,7 @@ def _says_array(file: Path) -> bool:
         value = json.loads(file.read_bytes())
     except OSError:
         return False
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
     return not isinstance(value, dict) or value.get("node_type") == "array"
 
@@ -165,10 +180,10 @@ def is_replay(path: Path) -> bool:
                 return False
         with zipfile.ZipFile(path) as file:
             names = [f"/{name}" for name in file.namelist()]
-    except zipfile.BadZipFile:
-        return path.suffix == ".zip"
     except OSError:
         return False
+    except BROKEN_ZIP:
+        return path.suffix == ".zip"
     return any(name.endswith(GROUPS) for name in names) and any("/data/" in name for name in names)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from ...files import MALFORMED
 from ...spec import Feature, KinoiseError, Spec
 from ..base import (
     ACTION,
@@ -35,7 +36,7 @@ from ..base import (
     features,
     refuse,
 )
-from ..check import check_spec
+from ..check import check_spec, extras_from_json
 from ..decoded import DecodedStore
 from ..long_texts import together
 from .arrays import EMPTY_CHUNKS, ZarrArray, ZarrFiles, is_replay
@@ -84,8 +85,8 @@ class ReplayStore(DecodedStore):
             if attributes:
                 told = self.meta.get("zarr")
                 self.meta["zarr"] = {**(told if isinstance(told, dict) else {}), "attributes": attributes}
-        except ValueError:
-            notes.append(f"the attributes {sorted(attributes)}: they hold NaN or infinity")
+        except (ValueError, RecursionError):
+            notes.append(f"the attributes {sorted(attributes)}: they hold NaN or infinity, or lists within lists without end")
         others = [name for name in files.arrays("meta") if name != ENDS]
         self.dropped = (*notes, *(f"{name}: only data and {ENDS} are read" for name in others))
         self._keep(ends, report)
@@ -186,14 +187,14 @@ class ReplayStore(DecodedStore):
             text = np.array([item["text"] for item in header["episodes"]], np.int64)
             info = [together(item, header.get("long", ())) for item in header["episodes"]]
             meta = dict(header["meta"])
-            extras = {key: Extra(np.dtype(item["dtype"]), tuple(item["shape"])) for key, item in header["extras"].items()}
+            extras = extras_from_json(header["extras"])
             wrong = self._differs({**features(spec), **extras}, len(info), texts, text)
             if header["format"] != FORMAT:
                 wrong = f"its format is {header['format']!r}, not {FORMAT}"
             if not wrong:
                 self.extras, self.texts, self.text, self.info, self.meta = extras, texts, text, info, meta
                 return spec
-        except (KinoiseError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except (KinoiseError, *MALFORMED) as error:
             wrong = f"it is damaged: {error!r}"
         notes.append(f"the attribute {ATTRIBUTE} with names, units, texts and rate: {wrong}")
         return None

@@ -44,7 +44,7 @@ class ZarrRows:
         except Exception as error:  # zarr's codecs raise what they like: RuntimeError, ValueError, zlib.error, ...
             raise KinoiseError(
                 f"{self.path}: {name} of {what} can't be decoded ({' '.join(str(error).split()) or type(error).__name__}): a "
-                f"chunk was cut short or overwritten. Copy the store again."
+                f"chunk was cut short, overwritten or removed. Copy the store again."
             ) from error
         kept.flags.writeable = False
         self._kept[name] = (first, kept)
@@ -57,7 +57,8 @@ class ZarrRows:
     def _array(self, name: str) -> Any:
         """zarr's array, opened once in a process: children of a fork must not share a zip's place to read from."""
         import zarr
-        from zarr.storage import LocalStore, ZipStore
+
+        from .whole import open_whole
 
         if self._process != os.getpid():
             self._process, self._opened = os.getpid(), {}
@@ -67,8 +68,7 @@ class ZarrRows:
                 register_codecs(verbose=False)
         if name not in self._opened:
             if "" not in self._opened:
-                store = LocalStore(self.path, read_only=True) if self.path.is_dir() else ZipStore(self.path, mode="r")
-                self._opened[""] = store
+                self._opened[""] = open_whole(self.path)
             place = f"{self.root}/{name}" if self.root else name
             self._opened[name] = zarr.open_array(self._opened[""], path=place, mode="r")
         return self._opened[name]

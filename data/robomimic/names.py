@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...files import MALFORMED
 from ...spec import Feature, KinoiseError, Spec
 from ..base import ACTION, DONE, REWARD, SIM_STATE, Extra, features
 from ..check import check_spec, nameable
@@ -139,7 +140,7 @@ def stored(header: Mapping[str, Any], expected: Mapping[str, Array], demos: Sequ
         made = set(header["made"])
         if not all(isinstance(path, str) for path in (*paths.values(), *named.values())):
             raise TypeError("a path is no text")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise KinoiseError(f"its content is damaged ({unreadable(error)})") from error
     known = {path for path, array in expected.items() if observed(path, array) is not None}
     if paths.keys() != features(spec).keys() or set(paths.values()) != known:

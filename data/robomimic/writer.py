@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -42,7 +43,16 @@ def write_robomimic(path: Path, spec: Spec, episodes: Iterable[Episode], meta: M
     if path.exists():
         raise KinoiseError(f"{path} exists already. Choose another out=, or remove it first.")
     lost: list[str] = []
-    write_file(path, lambda temporary: _write(temporary, path, spec, episodes, meta, lost))
+
+    def write(temporary: Path) -> None:
+        try:
+            _write(temporary, path, spec, episodes, meta, lost)
+        except (OSError, RuntimeError) as error:  # HDF5 has the system's number in its text alone
+            if f"errno = {errno.ENOSPC}" in str(error):
+                raise OSError(errno.ENOSPC, "HDF5 could not write", str(path)) from error
+            raise
+
+    write_file(path, write)
     return lost
 
 

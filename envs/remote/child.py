@@ -16,10 +16,11 @@ import numpy as np
 from ...provenance import simulators
 from ...spec import KinoiseError
 from ...wire import pack, unpack
-from ..base import Env, Expert, make
+from ..base import Env, Expert
 from ..mapped import MappedEnv
 from ..mapping import parse
 from ..named import described
+from ..register import make
 from .process import GRACE_S, LIMITS
 
 PLAIN = (bool, int, float, str, np.bool_, np.integer, np.floating)

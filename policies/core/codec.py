@@ -53,7 +53,7 @@ class Affine(nn.Module):
             raise KinoiseError(f"bounds of {len(least)} and {len(most)} dimensions for a feature of {len(stats.mean)}")
         centre, scale = CODECS[mode](stats, least, most)
         size = torch.maximum(least.abs(), most.abs()).clamp(min=1)
-        constant = most - least <= RESOLUTION * size
+        constant = (most - least <= RESOLUTION * size) & (mode != "none")
         return cls(torch.where(constant, least, centre), torch.where(constant, 0, scale))
 
     def resized(self, dims: Sequence[int], factor: float) -> Affine:
@@ -81,8 +81,13 @@ def minmax(stats: Stats, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
 def quantile(stats: Stats, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
     """The 1st and 99th percentiles to [-1, 1]; the extremes where these coincide (a gripper that is rarely closed)."""
     low, high = _vector(stats.q01), _vector(stats.q99)
-    flat = high - low <= RESOLUTION * (most - least)
+    flat = coincide(low, high, least, most)
     return minmax(stats, torch.where(flat, least, low), torch.where(flat, most, high))
+
+
+def coincide(low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Where percentiles are too close to scale by, next to the extremes."""
+    return high - low <= RESOLUTION * (most - least)
 
 
 def meanstd(stats: Stats, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,10 +95,16 @@ def meanstd(stats: Stats, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
     return _vector(stats.mean), _vector(stats.std)
 
 
+def none(stats: Stats, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers as they are."""
+    return torch.zeros_like(least), torch.ones_like(least)
+
+
 CODECS: dict[str, Callable[[Stats, Tensor, Tensor], tuple[Tensor, Tensor]]] = {
     "minmax": minmax,
     "quantile": quantile,
     "meanstd": meanstd,
+    "none": none,
 }
 
 

@@ -65,8 +65,7 @@ def pulled(
             belief = denoise(x, t)
             (gradient,) = torch.autograd.grad(belief, x, (weights * (towards - belief)).detach())
         strength = (at.alpha**2 + at.sigma**2) / (at.alpha * at.sigma) if at.alpha > 0 else math.inf
-        belief = belief.detach() + min(strength, most) * at.sigma * gradient
-        return belief if process.clip is None else belief.clamp(-process.clip, process.clip)
+        return process.bounded(belief.detach() + min(strength, most) * at.sigma * gradient)
 
     return pull
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,8 +12,24 @@ from torch import Tensor
 
 from ...spec import KinoiseError
 
-Gen = torch.Generator | Sequence[torch.Generator]
-"""CPU generators: one for a whole batch, or one for each of its rows."""
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some rows of a batch whose noise comes from one generator: those rows of what is drawn for the whole of it.
+
+    Args:
+        gen: moves on as if the whole batch were drawn, wherever the rest of it is computed.
+        rows: which of the batch's.
+        batch: how many it has.
+    """
+
+    gen: torch.Generator
+    rows: range
+    batch: int
+
+
+Gen = torch.Generator | Sequence[torch.Generator] | Stretch
+"""CPU generators: one for a whole batch, one for each of its rows, or one for a batch of which these are some rows."""
 
 
 def normal(shape: Sequence[int], gen: Gen, device: torch.device | str = "cpu") -> Float[Tensor, "..."]:
@@ -31,9 +48,9 @@ def uniform(shape: Sequence[int], gen: Gen, device: torch.device | str = "cpu") 
 
 def branched(gen: Gen) -> Gen:
     """New generators in place of these, which move on by one draw each however much the new ones draw."""
-    if not isinstance(gen, torch.Generator):
-        return [_branch(item) for item in gen]
-    return _branch(gen)
+    if isinstance(gen, Stretch):
+        return Stretch(_branch(gen.gen), gen.rows, gen.batch)
+    return _branch(gen) if isinstance(gen, torch.Generator) else [_branch(item) for item in gen]
 
 
 def derived(*numbers: int) -> torch.Generator:
@@ -49,6 +66,10 @@ def _branch(gen: torch.Generator) -> torch.Generator:
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], gen: Gen) -> Tensor:
     if isinstance(gen, torch.Generator):
         return draw(tuple(shape), generator=gen)
+    if isinstance(gen, Stretch):
+        if len(gen.rows) != shape[0]:
+            raise KinoiseError(f"noise for {len(gen.rows)} rows of a batch, where {shape[0]} are asked for")
+        return draw((gen.batch, *shape[1:]), generator=gen.gen)[gen.rows.start : gen.rows.stop]
     if len(gen) != shape[0]:
         raise KinoiseError(f"{len(gen)} generators for a batch of {shape[0]}: give one per row, or a single one for all")
     return torch.stack([draw(tuple(shape[1:]), generator=item) for item in gen])

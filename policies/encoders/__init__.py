@@ -1,8 +1,9 @@
-"""What a policy observes, as tokens of its width."""
+"""What a policy observes, as tokens of its width or as one vector."""
 
 from .image import ImageEncoder
 from .language import Language
 from .observation import EncoderConfig, ObservationEncoder
 from .state import StateEncoder
+from .vector import VectorConfig, VectorEncoder
 
-__all__ = ["EncoderConfig", "ImageEncoder", "Language", "ObservationEncoder", "StateEncoder"]
+__all__ = ["EncoderConfig", "ImageEncoder", "Language", "ObservationEncoder", "StateEncoder", "VectorConfig", "VectorEncoder"]

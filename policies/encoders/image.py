@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +12,9 @@ from torch import Tensor, nn
 
 from ...spec import KinoiseError
 
-# Inputs, outputs, stride.
-BLOCKS = (
-    *((64, 64, 1), (64, 64, 1)),
-    *((64, 128, 2), (128, 128, 1)),
-    *((128, 256, 2), (256, 256, 1)),
-    *((256, 512, 2), (512, 512, 1)),
-)
-CHANNELS, POINTS = BLOCKS[-1][1], 64
+STAGES, CHANNELS, POINTS = (64, 128, 256, 512), 512, 64
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+"""Blocks of each stage."""
 POOLS = ("softmax", "average")
 
 
@@ -28,8 +24,21 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return layer
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def _group(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(channels // 16, channels)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"group": _group, "batch": nn.BatchNorm2d}
+
+
+def block_shapes(backbone: str) -> list[tuple[int, int, int]]:
+    """Inputs, outputs and stride of each residual block."""
+    found, inputs = [], STAGES[0]
+    for outputs, depth in zip(STAGES, DEPTHS[backbone], strict=True):
+        for index in range(depth):
+            found.append((inputs, outputs, 2 if index == 0 and outputs > STAGES[0] else 1))
+            inputs = outputs
+    return found
 
 
 class ResidualBlock(nn.Module):
@@ -38,14 +47,14 @@ class ResidualBlock(nn.Module):
     The last norm's scale starts at zero, so a fresh block passes its input on (arXiv 1706.02677, section 5.1).
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str = "group") -> None:
         super().__init__()
-        last = _norm(outputs)
-        nn.init.zeros_(last.weight)
-        first = (_conv(inputs, outputs, 3, stride), _norm(outputs), nn.ReLU())
+        last = NORMS[norm](outputs)
+        nn.init.zeros_(cast(Tensor, last.weight))
+        first = (_conv(inputs, outputs, 3, stride), NORMS[norm](outputs), nn.ReLU())
         self.branch = nn.Sequential(*first, _conv(outputs, outputs, 3), last)
         same = inputs == outputs and stride == 1
-        self.skip = nn.Identity() if same else nn.Sequential(_conv(inputs, outputs, 1, stride), _norm(outputs))
+        self.skip = nn.Identity() if same else nn.Sequential(_conv(inputs, outputs, 1, stride), NORMS[norm](outputs))
 
     def forward(self, x: Tensor, film: Tensor | None) -> Tensor:
         branch = self.branch(x)
@@ -69,24 +78,33 @@ class SpatialSoftmax(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18 (arXiv 1512.03385) with group norm instead of batch norm, whose running statistics an EMA would spoil.
+    """ResNet-18 or -34 (arXiv 1512.03385) with group norm instead of batch norm, whose running statistics an EMA would spoil.
 
     As in diffusion_policy (arXiv 2303.04137) there is a spatial softmax at its end, which keeps the places of things;
     `average` is the classifier's global mean, which drops them. MoDE's FiLM on every block carries the instruction; it
     starts as the identity.
     """
 
-    def __init__(self, width: int, condition: int | None, pool: str) -> None:
+    def __init__(
+        self,
+        width: int,
+        condition: int | None,
+        pool: str,
+        points: int = POINTS,
+        backbone: str = "resnet18",
+        norm: str = "group",
+    ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, 64, 7, 2), _norm(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        self.blocks = nn.ModuleList(ResidualBlock(*shape) for shape in BLOCKS)
-        self.sizes = [2 * outputs for _, outputs, _ in BLOCKS]
+        self.stem = nn.Sequential(_conv(3, STAGES[0], 7, 2), NORMS[norm](STAGES[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        shapes = block_shapes(backbone)
+        self.blocks = nn.ModuleList(ResidualBlock(*shape, norm) for shape in shapes)
+        self.sizes = [2 * outputs for _, outputs, _ in shapes]
         self.film = None if condition is None else nn.Linear(condition, sum(self.sizes))
         if self.film is not None:
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
         if pool == "softmax":
-            self.pool, features = SpatialSoftmax(CHANNELS, POINTS), 2 * POINTS
+            self.pool, features = SpatialSoftmax(CHANNELS, points), 2 * points
         else:
             self.pool, features = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), CHANNELS
         self.out = nn.Linear(features, width)
@@ -95,7 +113,13 @@ class ResNet(nn.Module):
         self, images: UInt8[Tensor, "images height columns 3"], condition: Float[Tensor, "images condition"] | None
     ) -> Float[Tensor, "images width"]:
         # Height, width, channels in memory is torch's channels_last, the faster layout for convolutions.
-        x = self.stem(images.permute(0, 3, 1, 2).to(self.out.weight.dtype) / 127.5 - 1)
+        return self.see(images.permute(0, 3, 1, 2).to(self.out.weight.dtype) / 127.5 - 1, condition)
+
+    def see(
+        self, x: Float[Tensor, "images 3 height columns"], condition: Float[Tensor, "images condition"] | None
+    ) -> Float[Tensor, "images width"]:
+        """Of images that are scaled already."""
+        x = self.stem(x)
         films = [None] * len(self.blocks) if self.film is None else self.film(condition).split(self.sizes, dim=-1)
         for block, film in zip(self.blocks, films, strict=True):
             x = block(x, film)

@@ -31,6 +31,11 @@ def check(policy: DiffusionPolicy) -> None:
             f"decode.sampler={decode.sampler} draws noise in every step, which a graph can't: "
             f"set decode.sampler to one of {', '.join(DETERMINISTIC)}"
         )
+    if network.kind != "transformer" or policy.config.past:
+        raise KinoiseError(
+            f"network.kind={network.kind}, past={policy.config.past}: graphs are made of transformers whose chunk begins now. "
+            "Plan with kinoise itself, or kinoise export-lerobot for LeRobot"
+        )
     if network.experts > 1 and network.routing == "token":
         raise KinoiseError(
             "network.routing=token: how many tokens an expert gets depends on their values, which a graph's shapes can't. "

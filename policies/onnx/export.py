@@ -21,10 +21,9 @@ import torch
 
 from ... import __version__
 from ...config import UsageError
-from ...files import new_directory, write_file, write_json
+from ...files import new_directory, sha256, write_file, write_json
 from ...spec import KinoiseError
 from ..base import Policy
-from ..checkpoint import sha256
 from ..diffusion import DiffusionPolicy
 from ..discrete_vla import DiscreteVLAPolicy
 from . import actions, tokens

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...files import read_json
+from ...files import read_json, sha256
 from ...spec import Batch, KinoiseError, Observation, Plan, Spec, Stats
 from ..base import Policy, PolicyConfig
-from ..checkpoint import policy_config, sha256
+from ..checkpoint import policy_config
 from ..core.process.base import Losses
 from ..core.random import Gen, normal
 from ..encoders.observation import check_observation

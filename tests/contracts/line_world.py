@@ -2,7 +2,7 @@
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
 `line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time,
-`line/gone` is gone for good; `line/unbuildable` can't be built.
+`line/gone` is gone for good, `line/hang` never comes back; `line/unbuildable` can't be built.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class LineWorld(Env):
                 raise RuntimeError("the line is being taken away")
             if self.task == "line/die":
                 os._exit(7)
+            if self.task == "line/hang":
+                time.sleep(1e6)
             if self.task == "line/lost" and self._goal not in LOST:
                 LOST.add(self._goal)
                 raise EnvLost("the line is gone")
@@ -116,6 +118,11 @@ def make(task: str, *, render: bool = False) -> LineWorld:
 def make_slow(task: str, *, render: bool = False) -> LineWorld:
     """Takes random times, which nothing may depend on."""
     return LineWorld(task, render=render, jitter=0.004)
+
+
+def make_sleepy(task: str, *, render: bool = False) -> LineWorld:
+    """An episode takes longer than a second, and no step of it does."""
+    return LineWorld(task, render=render, jitter=0.1)
 
 
 def make_elsewhere(task: str, *, render: bool = False) -> LineWorld:

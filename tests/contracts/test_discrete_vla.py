@@ -312,7 +312,7 @@ def test_an_instruction_is_needed_where_the_data_have_them(policy: DiscreteVLAPo
 def test_the_share_of_actions_beyond_the_bins_is_shown_and_not_minimised() -> None:
     policy, obs = small(), observation(2)
     actions = torch.zeros(2, CHUNK, 3)
-    actions[0, :, 0], actions[..., 2] = 1.0, -1.0
+    actions[0, :, 0], actions[..., 2] = 2.0, -1.0
     batch = Batch(obs, actions, torch.ones(2, CHUNK, dtype=torch.bool))
     losses = policy.loss(batch, torch.Generator().manual_seed(0))
     assert losses.shown["clipped"].item() == pytest.approx(CHUNK / actions.numel())

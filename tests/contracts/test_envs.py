@@ -16,8 +16,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from kinoise.envs import ENVS, choices, episode_seed, make, tasks
 from kinoise.envs import metaworld as ours
-from kinoise.envs.base import Simulator
 from kinoise.envs.pictured import VIEW_SIZE
+from kinoise.envs.register import Simulator
 from kinoise.spec import KinoiseError
 
 MODULES = {name: import_module(f"kinoise.envs{module}") for name, module in ENVS.items()}
@@ -271,7 +271,7 @@ def test_episode_seeds_depend_on_everything_and_on_nothing_else():
     seeds = {episode_seed(seed, task, index) for seed in range(4) for task in MT10 for index in range(20)}
     assert len(seeds) == 4 * 10 * 20
     assert all(0 <= seed < 2**53 for seed in seeds)
-    code = f"from kinoise.envs.base import episode_seed; print(episode_seed(3, {ONE!r}, 7))"
+    code = f"from kinoise.envs import episode_seed; print(episode_seed(3, {ONE!r}, 7))"
     elsewhere = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": "1"}, capture_output=True)
     assert int(elsewhere.stdout) == episode_seed(3, ONE, 7)
     with pytest.raises(KinoiseError, match="at least 0"):

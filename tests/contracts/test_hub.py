@@ -7,11 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from kinoise.data import Episode, open_store, write_store
 from kinoise.data.hub.client import content
 from kinoise.data.lerobot import LeRobotStore
 from kinoise.data.replay.writer import write_replay
+from kinoise.files import write_json
+from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.spec import Feature, KinoiseError, Spec
+from small_policies import small
 from tiny_hub import Hub, Side
 
 
@@ -96,6 +100,39 @@ def test_a_run_goes_as_its_last_checkpoint_to_a_branch_of_a_model(hub, kinoise, 
     ]
 
 
+def test_a_policy_goes_with_its_card_and_without_what_only_training_needs(hub, kinoise, tmp_path):
+    checkpoint = tmp_path / "run/checkpoints/100"
+    (checkpoint / "training_state").mkdir(parents=True)
+    save_policy(checkpoint, small("mode"), {})
+    (checkpoint / "training_state/optimizer.safetensors").write_bytes(b"twice the weights")
+    settings = {"data": "/home/me/mt10", "seed": 0, "env": None, "train": {"batch_size": 8, "lr": 1e-3}}
+    write_json(checkpoint / "training_state/state.json", {"step": 100, "settings": settings})
+    (checkpoint.parent / "last").symlink_to("100")
+
+    done = kinoise("push", tmp_path / "run", "me/mode", "license=mit", "datasets=[me/mt10]")
+    assert done.code == 0, done.err
+    files = hub.repos["model", "me/mode"]
+    assert set(files) == {"README.md", "config.json", "ema.safetensors", "model.safetensors"}
+    assert "left out: training_state/optimizer.safetensors" in done.out
+    data = ModelCard(files["README.md"].decode()).data
+    assert (data.license, data.datasets, data.library_name) == ("mit", ["me/mt10"], "kinoise")
+
+    done = kinoise("pull", "me/mode", tmp_path / "policy")
+    assert done.code == 0, done.err
+    assert load_policy(tmp_path / "policy").config.name == "mode"
+    assert (tmp_path / "policy/README.md").read_bytes() == files["README.md"]
+
+    (checkpoint / "README.md").write_text("# mine\n")
+    done = kinoise("push", tmp_path / "run", "me/mode", "license=mit")
+    assert (done.code, "not as kinoise wrote it" in done.err) == (2, True), done.err
+    done = kinoise("push", tmp_path / "run", "me/mode")
+    assert (done.code, files["README.md"]) == (0, b"# mine\n"), done.err
+
+    write_store(tmp_path / "data", SPEC, EPISODES)
+    done = kinoise("push", tmp_path / "data", "me/data", "license=mit")
+    assert (done.code, "is a data set" in done.err) == (2, True), done.err
+
+
 def test_a_data_set_that_is_a_file_is_one_there(hub, kinoise, tmp_path):
     write_replay(tmp_path / "a.zarr.zip", SPEC, EPISODES)
     done = kinoise("push", tmp_path / "a.zarr.zip", "me/zip")
@@ -103,6 +140,18 @@ def test_a_data_set_that_is_a_file_is_one_there(hub, kinoise, tmp_path):
     assert list(hub.repos["dataset", "me/zip"]) == ["a.zarr.zip"]
     done = kinoise("pull", "me/zip", tmp_path / "back", "kind=dataset")
     assert (tmp_path / "back/a.zarr.zip").read_bytes() == (tmp_path / "a.zarr.zip").read_bytes()
+
+
+def test_what_an_earlier_push_left_is_not_read_as_part_of_the_next(hub, kinoise, tmp_path):
+    write_store(tmp_path / "native", SPEC, EPISODES)
+    LeRobotStore.write(tmp_path / "lerobot", SPEC, EPISODES)
+    for name in ("native", "lerobot"):
+        assert kinoise("push", tmp_path / name, "me/data").code == 0
+    assert kinoise("pull", "me/data", tmp_path / "back").code == 0
+    assert len(open_store(tmp_path / "back").ends) == 1
+    write_replay(tmp_path / "a.zarr.zip", SPEC, EPISODES)
+    done = kinoise("push", tmp_path / "a.zarr.zip", "me/data")
+    assert "holds another data set" in done.err
 
 
 def test_a_file_that_pull_would_not_know_is_not_pushed(hub, kinoise, tmp_path):

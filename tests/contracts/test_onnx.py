@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from kinoise.config import UsageError
+from kinoise.files import sha256
 from kinoise.policies.base import Policy
-from kinoise.policies.checkpoint import save_policy, sha256
+from kinoise.policies.checkpoint import save_policy
 from kinoise.policies.diffusion import DiffusionPolicy
 from kinoise.policies.discrete_vla import DiscreteVLAPolicy, Embedded
 from kinoise.policies.onnx import OnnxPolicy, export_policy, load_onnx

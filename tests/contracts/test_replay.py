@@ -269,7 +269,7 @@ def spoilt(value: float) -> np.ndarray:
     return array
 
 
-CUT = "can't be decoded .* cut short or overwritten"
+CUT = "can't be decoded .* cut short, overwritten or removed"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no ends": (lambda path: shutil.rmtree(path / "meta"), "meta/episode_ends is missing"),
     "no actions": (lambda path: shutil.rmtree(path / "data/action"), r"data/action is missing.*'img'"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from kinoise.deploy.robot import Episode, Robot, SimRobot, replay
 from kinoise.deploy.video import write_video
-from kinoise.envs.base import Env, episode_seed
+from kinoise.envs import Env, episode_seed
 from kinoise.policies import build_policy
 from kinoise.policies.core.network import NetworkConfig
 from kinoise.policies.diffusion import DiffusionConfig

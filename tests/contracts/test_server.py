@@ -14,7 +14,7 @@ from kinoise.deploy.messages import Reader, Served
 from kinoise.policies.base import Policy
 from kinoise.spec import Spec
 from kinoise.wire import Limits, WireError, pack, unpack
-from tiny_server import TEXTS, Slow, expected, get, question, serving, small, state, talking, until
+from tiny_server import TEXTS, Slow, assert_same_plan, expected, get, question, serving, small, state, talking, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -32,7 +32,7 @@ def test_it_says_what_it_serves_and_answers_as_the_policy_does(policy: Policy) -
         for wanted, seed in zip(expected(policy, [0, 1, 2]), range(3), strict=True):
             connection.send(pack(question(seed, id=f"q{seed}")))
             answer = unpack(connection.recv(5))
-            np.testing.assert_array_equal(answer["actions"], wanted)
+            assert_same_plan(answer["actions"], wanted)
             assert answer["id"] == f"q{seed}"
             assert answer["policy_timing"]["infer_ms"] > 0
             assert ("prev_total_ms" in answer["server_timing"]) == (seed > 0)

@@ -104,6 +104,28 @@ def test_the_loss_falls(name: str, data: Path) -> None:
 
 
 @every_policy
+def test_every_trained_parameter_gets_a_gradient(name: str, data: Path) -> None:
+    """Processes wait for each other's gradients of all of them."""
+    subject = trainer(name, data)
+    loss, *_ = subject.spread.trained(*subject.prefetch.take(0))
+    loss.backward()
+    assert not [key for key, item in subject.parameters.items() if item.grad is None]
+
+
+@every_policy
+def test_the_parts_of_a_batch_add_up_to_it(name: str, data: Path) -> None:
+    """A router's balancing loss alone is of each part by itself."""
+    whole, parts = trainer(name, data), trainer(name, data, accumulate=3)
+    for subject in (whole, parts):
+        subject.update()
+    one, several = whole.meter.means(1), parts.meter.means(1)
+    assert one.keys() == several.keys()
+    assert one["denoising"] == pytest.approx(several["denoising"], rel=1e-6)
+    assert one["loss"] == pytest.approx(several["loss"], rel=1e-4)
+    assert one["grad_norm"] == pytest.approx(several["grad_norm"], rel=1e-3)
+
+
+@every_policy
 def test_updates_use_no_global_randomness(name: str, data: Path) -> None:
     weights = []
     for seed in (1, 2):

@@ -8,6 +8,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kinoise.eval.workers import Workers
 from kinoise.policies.core.random import Gen
 from kinoise.policies.replan import Start
 from kinoise.spec import KinoiseError, Observation, Plan
-from line_world import make, make_slow
+from line_world import HORIZON, ExpertDriver, make, make_sleepy, make_slow
 from walker import Walker, WalkerPolicy, line_jobs, summary
 
 
@@ -83,6 +84,27 @@ def test_what_a_simulators_own_process_lost_is_played_again(pool: Workers):
     outcomes = list(rollout.run(Walker()))
     assert all(item.success and item.error is None for item in outcomes)
     assert rollout.repeated == sum(item.job.seed % 2 for item in outcomes) > 0
+
+
+def test_what_hangs_every_time_is_given_up_and_nothing_else():
+    jobs = line_jobs("hang", "go", episodes=4)
+    with Workers(make, 2, timeout=1.0) as workers:
+        outcomes = list(Rollout(workers, jobs, execute=4, slots=4).run(Walker()))
+    assert Counter((item.job.task, item.job.index) for item in outcomes) == Counter((job.task, job.index) for job in jobs)
+    assert any(item.error for item in outcomes)
+    for item in outcomes:
+        hung = item.job.task == "line/hang" and item.job.seed % 2 == 1
+        assert (item.success, "did nothing for 1 s" in (item.error or "")) == (not hung, hung)
+
+
+def test_a_driver_may_play_for_longer_than_a_hang_lasts():
+    """As when a film is made: whole episodes within one answer."""
+    jobs = [replace(job, driver=ExpertDriver()) for job in line_jobs("stuck", episodes=4)]
+    with Workers(make_sleepy, 2, timeout=1.0) as workers:
+        rollout = Rollout(workers, jobs, execute=1, slots=2)
+        outcomes = list(rollout.run(Walker()))
+    assert max(item.steps for item in outcomes) == HORIZON
+    assert ([item.error for item in outcomes], rollout.repeated) == ([None] * 4, 0)
 
 
 class Gone:

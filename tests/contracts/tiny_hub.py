@@ -116,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
                 item = json.loads(line)
                 if item["key"] == "file":
                     files[item["value"]["path"]] = base64.b64decode(item["value"]["content"])
+                elif item["key"] == "deletedFile":
+                    del files[item["value"]["path"]]
             url = f"{self.server.address}/{match['name']}/commit/{sha(files)}"
             return self.answer({"success": True, "commitOid": sha(files), "commitUrl": url, "hookOutput": ""})
         if match["verb"] == "tag":

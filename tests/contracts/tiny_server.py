@@ -74,6 +74,11 @@ def expected(policy: Policy, seeds: list[int], number: int = 0) -> list[np.ndarr
     return plans
 
 
+def assert_same_plan(actual: np.ndarray | torch.Tensor, wanted: np.ndarray) -> None:
+    """To float32's last digits: matrix products in the server's thread may round otherwise than in this one."""
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5)
+
+
 @contextmanager
 def serving(policy: Policy, port: int = 0, **options: Any) -> Iterator[tuple[PolicyServer, str]]:
     server = PolicyServer(policy, Served.of(policy), Options(**options))

@@ -105,7 +105,7 @@ def test_rows_of_tokens(benchmarks, data: str, tmp_path: Path) -> None:
     table = found["rows"]
     assert [table[name]["evaluations"] for name in ("full", "short", "cached", "uniform")] == [12, 4, 12, 12]
     assert table["uniform"]["computed"] == pytest.approx(1 / 3, abs=1e-4)
-    assert table["same_compute"]["evaluations"] == round(12 * table["cached"]["computed"])
+    assert table["same_compute"]["evaluations"] == pytest.approx(12 * table["cached"]["computed"], abs=0.5 + 1e-3)
 
 
 def test_success_is_paired_and_compiled_plans_have_their_twins_episodes(

@@ -95,6 +95,24 @@ def test_without_noise_what_is_recorded_is_what_happened():
     env.close()
 
 
+def test_what_is_recorded_of_a_disturbed_episode_is_what_the_expert_said():
+    env = make(TASK)
+    said, done = [], []
+    expert, step = env.expert, env.step
+
+    def listened_to():
+        found = expert()
+        act = found.act
+        found.act = lambda observation: said.append(act(observation)) or said[-1]
+        return found
+
+    env.expert, env.step = listened_to, lambda action: done.append(action) or step(action)
+    episode = play(env, Recipe(0, 0.0, (), 84, disturb=0.05), 0)
+    np.testing.assert_array_equal(np.stack(said), episode.arrays["action"])
+    assert 0.05 < (np.stack(done) != np.clip(np.stack(said), env.spec.action.low, env.spec.action.high)).any(1).mean() < 0.95
+    env.close()
+
+
 # Interruptions
 
 
@@ -213,6 +231,16 @@ def test_what_was_begun_with_other_settings_is_not_mixed_in(unfinished):
     assert finished(unfinished) == before
 
 
+def test_a_part_does_not_begin_anew_what_others_have_begun(tmp_path):
+    out = tmp_path / "data"
+    assert collect(out, "workers=1", "shard=1/2", episodes=2) == 0
+    for attempt in tmp_path.rglob("0*.npz"):
+        attempt.unlink()  # as when the other part has not finished one yet
+    with pytest.raises(KinoiseError, match="seed was 0, is 1"):
+        collect(out, "workers=1", "seed=1", "shard=2/2", episodes=2)
+    assert (tmp_path / "data.partial/collect.json").exists()
+
+
 def test_a_damaged_demonstration_is_named(unfinished):
     file = next(unfinished.with_name("data.partial").rglob("000001.npz"))
     file.write_bytes(file.read_bytes()[:-200])
@@ -257,6 +285,8 @@ def test_a_demonstration_that_does_not_fit_on_the_disk_leaves_nothing(tmp_path, 
         ("seed=-1", "seed=-1"),
         ("noise=-0.1", "noise=-0.1"),
         ("noise=nan", "noise=nan"),
+        ("disturb=1.5", "disturb=1.5"),
+        ("disturb=nan", "disturb=nan"),
         ("workers=0", "workers=0"),
         ("size=0", "size=0"),
         ("camera=[corner]", "camera"),

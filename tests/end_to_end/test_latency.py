@@ -12,9 +12,10 @@ from kinoise.config import UsageError
 from kinoise.deploy.cadence import Cadence
 from kinoise.deploy.speed import computed, main
 from kinoise.eval.latency import parse_latency
+from kinoise.files import sha256
 from kinoise.policies import POLICIES, build_policy
 from kinoise.policies.base import Policy
-from kinoise.policies.checkpoint import save_policy, sha256
+from kinoise.policies.checkpoint import save_policy
 from kinoise.policies.decode import CacheSchedule, DecodeConfig
 from kinoise.policies.diffusion import DiffusionPolicy
 from kinoise.spec import Feature, KinoiseError, Spec, Stats

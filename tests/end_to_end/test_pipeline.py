@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from kinoise.data import open_store
-from kinoise.policies.checkpoint import sha256
+from kinoise.files import sha256
 
 KINOISE = str(Path(sys.executable).with_name("kinoise"))
 TASK = "metaworld/reach"

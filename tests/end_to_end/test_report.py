@@ -28,9 +28,9 @@ from kinoise.eval.result import Planning, make_result
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.text import number
 from kinoise.eval.timeline import Carried
-from kinoise.files import link, write_json
+from kinoise.files import link, sha256, write_json
 from kinoise.policies import POLICIES, build_policy
-from kinoise.policies.checkpoint import load_policy, save_policy, sha256
+from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.policies.core.network import NetworkConfig
 from kinoise.policies.core.process import ProcessConfig
 from kinoise.provenance import origin

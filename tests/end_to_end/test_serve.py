@@ -16,8 +16,9 @@ import pytest
 from kinoise.cli import main
 from kinoise.deploy.client import PolicyClient
 from kinoise.deploy.serving import is_loopback
+from kinoise.files import sha256
 from kinoise.policies import build_policy
-from kinoise.policies.checkpoint import save_policy, sha256
+from kinoise.policies.checkpoint import save_policy
 from kinoise.policies.core.network import NetworkConfig
 from kinoise.policies.diffusion import DiffusionConfig
 from kinoise.spec import Feature, Spec, Stats

@@ -101,7 +101,7 @@ def test_layout(whole: Path, data: Path) -> None:
 
 def test_no_pickle_anywhere(whole: Path) -> None:
     kinds = {item.suffix for item in whole.rglob("*") if item.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jsonl"}
+    assert kinds <= {".safetensors", ".json", ".jsonl", ".md"}
 
 
 def test_averages_differ_from_the_weights_and_load(whole: Path) -> None:
@@ -184,6 +184,17 @@ def test_out_that_is_no_run_is_left_alone(data: Path, tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_only_the_torchrun_that_began_a_run_goes_on_with_it_unasked(
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run1")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(KinoiseError, match="resume=true"):
+        train(data, whole)
+    assert train(data, tmp_path / "run") == 0
+    assert train(data, tmp_path / "run", "train.steps=7") == 0
+
+
 def test_two_processes_cannot_train_one_run(data: Path, tmp_path: Path) -> None:
     with RunDirectory(tmp_path / "busy", keep=1).claimed(resume=False), pytest.raises(KinoiseError, match="another process"):
         train(data, tmp_path / "busy", "resume=true")
@@ -200,6 +211,9 @@ def test_two_processes_cannot_train_one_run(data: Path, tmp_path: Path) -> None:
         ("train.validation=1.0", "train.validation"),
         ("policy.observations=[camera]", "camera"),
         ("train.wandb=project", "pip install"),
+        ("train.trackio=project", "pip install"),
+        ("train.accumulate=9", "train.accumulate=9"),
+        ("train.parallel=deepspeed", "auto, ddp, fsdp"),
         ("seed=-1", "seed"),
     ],
 )
@@ -207,6 +221,7 @@ def test_bad_input_leaves_nothing(
     override: str, message: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(KinoiseError, match=message):
         train(data, tmp_path / "run", override)
     assert list(tmp_path.iterdir()) == []
@@ -319,6 +334,40 @@ def test_wandb_gets_the_same_run_after_a_resume(data: Path, tmp_path: Path, monk
     assert started[0]["project"] == "project"
     assert started[0]["id"] == started[1]["id"]
     assert [step for step, _ in logged] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_tracker_that_does_not_begin_leaves_nothing(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: Any) -> None:
+        raise ValueError("no API key: call wandb.login()")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    with pytest.raises(KinoiseError, match=r"train\.wandb: no API key"):
+        train(data, tmp_path / "run", "train.wandb=project")
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackio_gets_the_same_run_after_a_resume_and_nothing_twice(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, Any]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    def init(**arguments: Any) -> SimpleNamespace:
+        started.append(arguments)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
+    out = tmp_path / "run"
+    assert train(data, out, "train.trackio=project") == 0
+    shutil.rmtree(out / "checkpoints" / "6")  # as if it had been killed after the checkpoint of update 4
+    assert train(data, out, "train.trackio=project", "train.steps=7", "resume=true") == 0
+    assert started[0]["project"] == "project"
+    assert started[0]["name"] == started[1]["name"]
+    assert started[0]["name"].startswith("run-")
+    assert [step for step, _ in logged] == [1, 2, 3, 4, 5, 6, 7]
+    assert all("loss" in values for _, values in logged)
+    trackers.Trackio(out, "project", {}).log(7, {"success": 0.5, "loss": 1.0})
+    assert logged[-1] == (7, {"success": 0.5})
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -7,9 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kinoise.policies.core.random import branched, normal, uniform
+from kinoise.spec import KinoiseError
 from kinoise.train.config import TrainConfig
 from kinoise.train.optimizer import learning_rate
-from kinoise.train.order import CYCLE, NOISE, ORDER, MixedOrder, Order, generator, quotas
+from kinoise.train.order import CYCLE, ORDER, VALIDATION, MixedOrder, Order, generator, quotas
 
 WINDOWS, BATCH = st.integers(1, 60), st.integers(1, 40)
 
@@ -27,15 +29,31 @@ def test_order_has_no_memory(windows: int, batch: int, steps: list[int]) -> None
     used = Order(windows, batch, 5)
     for step in steps:
         assert np.array_equal(used.indices(step), Order(windows, batch, 5).indices(step))
-        noise = torch.randn(4, generator=used.noise(step))
-        assert torch.equal(noise, torch.randn(4, generator=Order(windows, batch, 5).noise(step)))
+        assert torch.equal(uniform((batch, 3), used.noise(step)), uniform((batch, 3), Order(windows, batch, 5).noise(step)))
 
 
-@given(WINDOWS, st.integers(1, 10), st.integers(1, 4), st.integers(0, 50))
-def test_processes_share_the_batch(windows: int, share: int, processes: int, step: int) -> None:
-    whole = Order(windows, share * processes, 1).indices(step)
-    parts = [Order(windows, share * processes, 1, rank, processes).indices(step) for rank in range(processes)]
-    assert np.array_equal(np.concatenate(parts), whole)
+@given(WINDOWS, BATCH, st.integers(1, 4), st.integers(1, 3), st.integers(0, 50))
+def test_processes_and_their_parts_share_windows_and_noise(
+    windows: int, more: int, processes: int, parts: int, step: int
+) -> None:
+    batch = processes * parts + more - 1
+    whole = Order(windows, batch, 1)
+    orders = [Order(windows, batch, 1, rank, processes, parts) for rank in range(processes)]
+    stretches = [(order, part) for order in orders for part in range(parts)]
+    indices = [order.indices(step, part) for order, part in stretches]
+    assert np.array_equal(np.concatenate(indices), whole.indices(step))
+    assert {len(item) for item in indices} <= {batch // (processes * parts), batch // (processes * parts) + 1}
+    noise, of_all = [order.noise(step, part) for order, part in stretches], whole.noise(step)
+    for shape in ((), (3, 2)):  # one draw after the other
+        drawn = [normal((len(item), *shape), gen) for item, gen in zip(indices, noise, strict=True)]
+        assert torch.equal(torch.cat(drawn), normal((batch, *shape), of_all))
+    drawn = [uniform((len(item),), branched(gen)) for item, gen in zip(indices, noise, strict=True)]
+    assert torch.equal(torch.cat(drawn), uniform((batch,), branched(of_all)))
+
+
+def test_noise_for_another_number_of_rows_is_refused() -> None:
+    with pytest.raises(KinoiseError, match="3 rows of a batch, where 4"):
+        normal((4, 2), Order(10, 6, 0, 1, 2).noise(0))
 
 
 SIZES, WEIGHTS = st.lists(st.integers(1, 12), min_size=1, max_size=4), st.sampled_from([0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 7.0])
@@ -72,7 +90,9 @@ def test_mixed_order_has_no_memory_and_processes_share_its_batches(
     for step in steps:
         whole = used.indices(step)
         assert np.array_equal(whole, mixed(sizes, weights, 12, 5).indices(step))
-        parts = [mixed(sizes, weights, 12, 5, rank, 3).indices(step) for rank in range(3)]
+        shares = [mixed(sizes, weights, 12, 5, rank, 5).indices(step) for rank in range(5)]
+        assert np.array_equal(np.concatenate(shares), whole)
+        parts = [mixed(sizes, weights, 12, 5, rank, 2, 2).indices(step, part) for rank in range(2) for part in range(2)]
         assert np.array_equal(np.concatenate(parts), whole)
 
 
@@ -103,14 +123,13 @@ def test_seeds_and_groups_shuffle_apart() -> None:
     assert not np.array_equal(first, MixedOrder(order.groups, [1.0, 1.0], 200, 1).indices(0))
 
 
-def test_epochs_seeds_updates_ranks_and_streams_differ() -> None:
+def test_epochs_seeds_updates_windows_and_streams_differ() -> None:
     order = Order(1000, 1000, 0)
     assert not np.array_equal(order.indices(0), order.indices(1))
     assert not np.array_equal(order.indices(0), Order(1000, 1000, 1).indices(0))
-    generators = [order.noise(0), order.noise(1), Order(1000, 1000, 1).noise(0), Order(1000, 1000, 0, 1, 2).noise(0)]
-    generators += [generator(0, ORDER, 0, 0), generator(0, NOISE, 0)]
-    draws = [float(torch.rand((), generator=item)) for item in generators]
-    assert len(set(draws)) == len(draws)
+    generators = [order.noise(0), order.noise(1), Order(1000, 1000, 1).noise(0)]
+    draws = {float(uniform((1,), gen)) for gen in (*generators, generator(0, ORDER, 0), generator(0, VALIDATION, 0))}
+    assert len(draws) == 5
 
 
 def test_learning_rate_rises_then_falls_to_the_floor() -> None:

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from kinoise.data import Episode, open_store
 from kinoise.data.base import episode
 from kinoise.data.lerobot import LeRobotStore
 from kinoise.spec import Feature, Spec
 from lerobot_v21 import CAMERA, frames, pictures, write_v21
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("lerobot_script.py")
 CODEC_ERROR = 8
 """Of 255: what the codec's settings (crf 30) do to the smooth pictures; the next step's are 11 brighter."""
 
 
-@pytest.fixture(scope="module")
-def lerobot() -> Path:
-    """The Python of LeRobot's environment, made once for each checkout, as the benchmarks make theirs."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [*sys.path, str(ROOT)])
-        from benchmarks.peer import Absent, environment
-        from benchmarks.peers import LEROBOT, NEEDS
-    try:
-        return environment(ROOT / ".peers" / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
-    except Absent as error:
-        pytest.skip(f"no environment with LeRobot: {error}")
-
-
-def run(python: Path, command: str, folder: Path, file: Path) -> None:
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(file.parent / "hf"), "OMP_NUM_THREADS": "1", "SVT_LOG": "1"}
-    words = [str(python), str(SCRIPT), command, str(folder), str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=offline)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-def read(python: Path, folder: Path, file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    run(python, "read", folder, file)
+def read(lerobot: Callable[..., None], folder: Path, file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    lerobot(SCRIPT, "read", folder, file)
     with np.load(file) as given:
         arrays = {key: given[key] for key in given}
     return json.loads(str(arrays.pop("about"))), arrays
@@ -167,7 +143,7 @@ def test_kinoise_reads_what_lerobot_writes(lerobot, tmp_path):
             "sim_state": {"dtype": "float64", "shape": [4], "names": None},
         },
     )
-    run(lerobot, "write", tmp_path / "theirs", tmp_path / "given.npz")
+    lerobot(SCRIPT, "write", tmp_path / "theirs", tmp_path / "given.npz")
     store = open_store(tmp_path / "theirs")
     assert store.format == "lerobot"
     assert {key: feature.shape for key, feature in store.spec.observations.items()} == {
@@ -195,7 +171,7 @@ def test_lerobot_goes_on_with_a_data_set_of_kinoises(lerobot, tmp_path):
     items = made((6, 2, 9, 5))
     LeRobotStore.write(tmp_path / "data", SPEC, iter(items), video=True)
     _given(items[:2], tmp_path / "given.npz")
-    run(lerobot, "extend", tmp_path / "data", tmp_path / "given.npz")
+    lerobot(SCRIPT, "extend", tmp_path / "data", tmp_path / "given.npz")
     store = open_store(tmp_path / "data")
     assert store.ends.tolist() == [6, 8, 17, 22, 28, 30]
     assert any("kinoise.json: left aside" in line for line in store.dropped)
@@ -212,7 +188,7 @@ def test_lerobots_conversion_from_version_2_changes_nothing(lerobot, tmp_path):
     write_v21(tmp_path / "data", items, tasks, video=True)
     before = open_store(tmp_path / "data")
     old = [episode(before, index) for index in range(3)]
-    run(lerobot, "convert", tmp_path / "data", tmp_path / "none")
+    lerobot(SCRIPT, "convert", tmp_path / "data", tmp_path / "none")
     assert json.loads((tmp_path / "data/meta/info.json").read_text())["codebase_version"] == "v3.0"
     after = open_store(tmp_path / "data")
     assert after.spec == before.spec

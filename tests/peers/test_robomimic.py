@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +18,7 @@ from kinoise.data.base import DONE, REWARD, SIM_STATE, episode
 from kinoise.data.robomimic.reader import RobomimicStore
 from kinoise.spec import Feature, Spec
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("robomimic_script.py")
-NEEDS = ("robomimic==0.3.0", "six==1.17.0", "termcolor==3.3.0", "torchvision==0.28.0")
-"""Without what they ask for, which is here, or builds a renderer; the rest of robomimic is not imported."""
-
-
-@pytest.fixture(scope="module")
-def robomimic() -> Path:
-    """A folder that makes robomimic importable: made once for each checkout, in seconds, since torch and h5py are ours."""
-    folder = ROOT / ".peers" / "-".join(NEEDS).replace("==", "-")
-    if not folder.exists():
-        folder.parent.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
-            pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-            done = subprocess.run([*pip, "--target", f"{made}/it", *NEEDS], capture_output=True, text=True, check=False)
-            if done.returncode:
-                pytest.skip(f"robomimic can't be had: {' '.join(done.stderr.split())[-400:]}")
-            shutil.move(f"{made}/it", folder)
-    return folder
 
 
 def run(folder: Path, *commands: tuple[str, Path]) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:

@@ -1,7 +1,9 @@
 """The denoiser networks and their settings."""
 
 from .config import NetworkConfig
+from .decoder import Decoder
 from .tokens import Prefix, TokenDenoiser
 from .transformer import Denoiser, Given, Level, Memory
+from .unet import Films, UNet
 
-__all__ = ["Denoiser", "Given", "Level", "Memory", "NetworkConfig", "Prefix", "TokenDenoiser"]
+__all__ = ["Decoder", "Denoiser", "Films", "Given", "Level", "Memory", "NetworkConfig", "Prefix", "TokenDenoiser", "UNet"]

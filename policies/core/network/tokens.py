@@ -69,11 +69,11 @@ class TokenDenoiser(nn.Module):
     def __init__(self, config: NetworkConfig, sizes: Sequence[int], chunk: int) -> None:
         super().__init__()
         noise = config.noise_token or config.noise_attention or config.adaptive_norm or config.routed
-        if noise or config.context != "prefix" or config.causal:
+        if noise or config.kind != "transformer" or config.context != "prefix" or config.causal:
             raise KinoiseError(
-                "a network over masked tokens has no noise level, one prefix and no order: set network.noise_token, "
-                "noise_attention, adaptive_norm and causal to false, network.context=prefix and, with experts, "
-                "network.routing=token"
+                "a network over masked tokens is a transformer with one prefix, and no noise level or order: set "
+                "network.noise_token, noise_attention, adaptive_norm and causal to false, network.context=prefix and, with "
+                "experts, network.routing=token"
             )
         self.config, self.sizes, self.size = config, tuple(sizes), max(sizes)
         self.embedding_DVW = nn.Parameter(torch.stack([_ordered(size, self.size + 1, config.width) for size in sizes]))

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ....spec import KinoiseError
 from .base import Belief, Denoise, Losses, Network, Prediction, Process
-from .gaussian import Gaussian
+from .gaussian import CLIPS, Gaussian
 from .parametrisation import PARAMETRISATIONS
-from .schedule import BETAS, EDM, SPACINGS, VP, Flow, Schedule
+from .schedule import BETAS, EDM, LEVELINGS, SPACINGS, VP, Flow, Schedule
 
 
 def _option(default: Any, about: str) -> Any:
@@ -31,11 +31,13 @@ class ProcessConfig:
     parametrisation: str = _option("u", "what the network predicts: eps, x0, v, u (flow's velocity) or F (EDM's)")
     levels: int | None = _option(100, "vp: discrete noise levels; null for a continuous schedule")
     betas: str = _option("squaredcos_cap_v2", "vp: squaredcos_cap_v2 or linear")
+    spacing: str = _option("trailing", "vp: the levels that a plan visits, diffusers' trailing or leading")
     sigma_min: float = _option(0.001, "edm: the least noise, in units of normalised actions")
     sigma_max: float = _option(80.0, "edm: the most noise, in units of normalised actions")
     sigma_data: float = _option(0.5, "F and edm: the deviation of normalised actions")
     grid: str = _option("exponential", "edm: spacing of the noise levels of a plan: exponential, karras or uniform")
     clip: float | None = _option(None, "clamp of the predicted action, in normalised units; null for none")
+    clips: str = _option("belief", "what clip bounds: belief, or in each step its signal alone (diffusers' DDIM)")
     time: str = _option("default", "training noise levels: default (the process's own), uniform or logit_normal")
 
     def __post_init__(self) -> None:
@@ -43,7 +45,9 @@ class ProcessConfig:
             "kind": PROCESSES,
             "parametrisation": PARAMETRISATIONS,
             "betas": BETAS,
+            "spacing": LEVELINGS,
             "grid": SPACINGS,
+            "clips": CLIPS,
             "time": TIMES,
         }
         for name, known in names.items():
@@ -67,7 +71,7 @@ def _logit_normal(u: Tensor) -> Tensor:
 TIMES: dict[str, Callable[[Tensor], Tensor] | None] = {"default": None, "uniform": torch.clone, "logit_normal": _logit_normal}
 
 PROCESSES: dict[str, Callable[[ProcessConfig], Schedule]] = {
-    "vp": lambda config: VP(config.levels, config.betas),
+    "vp": lambda config: VP(config.levels, config.betas, config.spacing),
     "edm": lambda config: EDM(config.sigma_min, config.sigma_max, config.grid),
     "flow": lambda config: Flow(),
 }
@@ -80,6 +84,7 @@ def make_process(config: ProcessConfig) -> Gaussian:
         config.parametrisation,
         sigma_data=config.sigma_data,
         clip=config.clip,
+        clips=config.clips,
         quantile=TIMES[config.time],
     )
 

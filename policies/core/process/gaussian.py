@@ -22,6 +22,8 @@ ALPHA_FLOOR = 0.01
 Tables always keep some, and there "eps" is the noise exactly, as in DDPM.
 """
 
+CLIPS = ("belief", "signal")
+
 CLEAN = torch.zeros((), dtype=torch.float64)
 """The time without noise."""
 
@@ -52,7 +54,10 @@ class Gaussian:
 
     Args:
         sigma_data: the deviation of clean samples that "F" assumes.
-        clip: clamp beliefs to [-clip, clip], as DDPM's clip_sample does; None for no clamp.
+        clip: clamp to [-clip, clip], as diffusers' clip_sample does; None for no clamp.
+        clips: what is clamped: "belief", from which the noise that a step keeps then follows (its DDPM, and its DDIM with
+            use_clipped_model_output); or "signal", the belief's part in a step, which keeps the noise that was believed (its
+            DDIM as it comes).
         quantile: maps uniform numbers in (0, 1] to training times; None for the schedule's own.
     """
 
@@ -63,9 +68,11 @@ class Gaussian:
         *,
         sigma_data: float = 0.5,
         clip: float | None = None,
+        clips: str = "belief",
         quantile: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.schedule, self.sigma_data, self.clip = schedule, sigma_data, clip
+        self.schedule, self.sigma_data = schedule, sigma_data
+        self._clip = {name: clip if name == clips else None for name in CLIPS}
         self._quantile = quantile or schedule.quantile
         self._target = PARAMETRISATIONS[parametrisation]
         self._scaled = schedule.scaled or parametrisation == "F"
@@ -90,8 +97,12 @@ class Gaussian:
     def predict(self, net: Network, x: Tensor, t: Float[Tensor, "..."], ctx: Any) -> Belief:
         """E[x0 | x] = c_skip x + c_out F(c_in x, label, ctx), in the precision of x."""
         at = self.at(t, x)
-        belief = at.skip * x + at.out * net(at.into * x, _told(at), ctx).value.to(x.dtype)
-        return belief if self.clip is None else belief.clamp(-self.clip, self.clip)
+        return self.bounded(at.skip * x + at.out * net(at.into * x, _told(at), ctx).value.to(x.dtype))
+
+    def bounded(self, belief: Belief) -> Belief:
+        """The belief as samplers may see it: clamped, where beliefs are."""
+        clip = self._clip["belief"]
+        return belief if clip is None else belief.clamp(-clip, clip)
 
     def bridge(
         self, x: Tensor, belief: Belief, t: Float[Tensor, "..."], s: Float[Tensor, "..."], gen: Gen, eta: float = 0.0
@@ -106,7 +117,11 @@ class Gaussian:
         rho = now.alpha * then.sigma / (then.alpha * now.sigma)
         renewed = eta**2 * abs(1 - rho**2)
         kept = then.sigma * (1 - renewed) ** 0.5 / now.sigma
-        mean = (then.alpha - kept * now.alpha) * belief + kept * x
+        clip = self._clip["signal"]
+        if clip is None:
+            mean = (then.alpha - kept * now.alpha) * belief + kept * x
+        else:
+            mean = then.alpha * belief.clamp(-clip, clip) + kept * (x - now.alpha * belief)
         return mean + then.sigma * renewed**0.5 * _noise_like(x, gen) if eta else mean
 
     def label(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*t"]:

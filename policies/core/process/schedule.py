@@ -20,6 +20,7 @@ from ....spec import KinoiseError
 
 BETAS = ("squaredcos_cap_v2", "linear")
 SPACINGS = ("exponential", "karras", "uniform")
+LEVELINGS = ("trailing", "leading")
 
 
 class Schedule(ABC):
@@ -62,16 +63,19 @@ class VP(Schedule):
     """Variance preserving: alpha^2 + sigma^2 = 1 (DDPM, Ho et al. 2020).
 
     With `levels`, the table of diffusers' DDPMScheduler: level k = t levels is its timestep k - 1, level 0 is clean, and
-    between levels log(alpha) is linear. Training takes the levels alone, and so do grids, spaced as diffusers' "trailing".
-    With `levels=None`, the continuous schedule that the table samples.
+    between levels log(alpha) is linear. Training takes the levels alone, and so do grids. With `levels=None`, the continuous
+    schedule that the table samples.
 
     Args:
         betas: "squaredcos_cap_v2" (Nichol and Dhariwal 2021, eq. 17), or "linear", from 0.1 / levels to 20 / levels: the
             usual 1e-4 to 0.02 at 1,000 levels, and scaled like guided-diffusion's elsewhere so that noise is always reached.
+        spacing: of a table's grids from noise: diffusers' "trailing", from the last level on, or its "leading", which ends at
+            the first level and, with fewer steps than levels, begins below the last one, though what it starts from is noise.
     """
 
     levels: int | None = 100
     betas: str = "squaredcos_cap_v2"
+    spacing: str = "trailing"
 
     def signal_noise(self, t: Float64[Tensor, "*t"]) -> tuple[Float64[Tensor, "*t"], Float64[Tensor, "*t"]]:
         if self.levels is None and self.betas == "squaredcos_cap_v2":
@@ -96,6 +100,9 @@ class VP(Schedule):
             raise KinoiseError(
                 f"{steps} steps from level {first} of {self.levels}: take at most {first} steps, or start higher"
             )
+        if self.spacing == "leading" and first == self.levels:
+            levels = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (self.levels // steps) + 1
+            return torch.cat([levels, torch.zeros(1, dtype=torch.float64)]) / self.levels
         return torch.linspace(first, 0, steps + 1, dtype=torch.float64).round() / self.levels
 
 

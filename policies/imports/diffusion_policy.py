@@ -1,0 +1,239 @@
+"""Checkpoints of diffusion_policy's transformer (DP-T, low-dimensional observations) as policies of ours.
+
+A .ckpt holds the workspace's settings, an OmegaConf object, and the state dicts of the policy, of its average and of the
+optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...spec import Feature, KinoiseError, Spec, Stats
+from .. import build_policy
+from ..core.network import NetworkConfig
+from ..core.process import ProcessConfig
+from ..decode import DecodeConfig
+from ..diffusion import DiffusionConfig
+from ..encoders import VectorConfig
+from .lerobot_config import CLIPS, PARAMETRISATIONS
+from .robot import Imported, Robot
+from .tensors import Tensors
+from .torch_zip import plain, read_torch
+
+POLICY = "DiffusionTransformerLowdimPolicy"
+OBSERVED, ACTION = "obs", "action"
+LAYER = {"linear1": "into", "linear2": "out", "self_attn.out_proj": "attention.out", "multihead_attn.out_proj": "cross.out"}
+ATTENTIONS = {"attention": "self_attn", "cross": "multihead_attn"}
+MODULES = {"input_emb": "actions", "cond_obs_emb": "context", "ln_f": "norm", "head": "head"}
+POSITIONS = {"network.position": "model.pos_emb", "network.place": "model.cond_pos_emb"}
+DUMMY, MASKS = "_dummy_variable", ("model.mask", "model.memory_mask")
+"""What its state dicts hold besides weights."""
+
+
+def import_dp(path: Path, robot: Robot) -> Imported:
+    """A policy out of a .ckpt: the averaged weights, where there are any.
+
+    Without data its observation is one vector, `obs`; with data, the keys that the checkpoint's task names. If it names none:
+    all states in the data's order, if they are as many numbers, and a note.
+
+    Raises KinoiseError for a file that isn't one, for pickled objects besides tensors and settings, another policy, settings
+    that kinoise hasn't, and tensors that don't fit (listed).
+    """
+    payload = read_torch(path)
+    states = payload.get("state_dicts") if isinstance(payload, Mapping) else None
+    settings = plain(payload.get("cfg")) if isinstance(payload, Mapping) else None
+    if not isinstance(states, Mapping) or not isinstance(settings, Mapping) or "model" not in states:
+        raise KinoiseError(f"{path}: expected diffusion_policy's cfg, and state_dicts with a model: a .ckpt of its training")
+    source = Settings(settings, path)
+    averaged = "ema_model" in states
+    state = states["ema_model" if averaged else "model"]
+    if not isinstance(state, Mapping) or not all(isinstance(item, Tensor) for item in state.values()):
+        raise KinoiseError(f"{path}: its model is no state dict of tensors")
+    config = source.policy()
+    observed, action = source.integer("policy.obs_dim"), source.integer("policy.action_dim")
+    named = source.get("task.obs_keys", None)
+    features = _observations(robot, named, observed)
+    spec, texts = robot.spec(features, action)
+    found = Tensors(state, path)
+    whole = {name: _stats(found, name, size) for name, size in ((OBSERVED, observed), (ACTION, action))}
+    stats, start = {ACTION: whole[ACTION]}, 0
+    for key, item in features.items():
+        stats[key] = _part(whole[OBSERVED], start, start + item.shape[0])
+        start += item.shape[0]
+    policy = build_policy(config, spec, stats, texts)
+    weights = _weights(found, policy.state_dict())
+    used = [name for name in state if name in MASKS or name.endswith(DUMMY) or ".input_stats." in name]
+    found.finish(used)
+    policy.load_state_dict(weights)
+    notes = ["the averaged weights (ema_model)" if averaged else "the weights as trained: it holds no average"]
+    if robot.like is not None and named is None:
+        notes.append(f"it names no task.obs_keys: the states are taken in the data's order, {', '.join(features)}")
+    return Imported(policy.eval(), path, notes)
+
+
+class Settings:
+    """The workspace's settings, by dotted names."""
+
+    def __init__(self, value: Mapping[str, Any], path: Path) -> None:
+        self.value, self.path = value, path
+
+    def get(self, name: str, default: Any) -> Any:
+        found: Any = self.value
+        for part in name.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return default
+            found = found[part]
+        return found
+
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        found = self.get(name, default)
+        if type(found) is not int or found < least:
+            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}: expected a whole number from {least} on")
+        return found
+
+    def number(self, name: str, default: float) -> float:
+        found = self.get(name, default)
+        if type(found) not in (int, float) or not 0 <= found < float("inf"):
+            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}: expected a number from 0 on")
+        return float(found)
+
+    def policy(self) -> DiffusionConfig:
+        """Ours. Raises KinoiseError for what kinoise can't do."""
+        target, scheduler = str(self.get("policy._target_", "")), str(self.get("policy.noise_scheduler._target_", ""))
+        if target.rpartition(".")[2] != POLICY:
+            raise KinoiseError(f"{self.path}: its policy is {target or 'unknown'}; kinoise imports {POLICY} alone")
+        name = scheduler.rpartition(".")[2].removesuffix("Scheduler")
+        self._expect("policy.noise_scheduler._target_", name, tuple(CLIPS), None)
+        prediction = self._expect("policy.noise_scheduler.prediction_type", None, tuple(PARAMETRISATIONS), "epsilon")
+        self._expect("policy.noise_scheduler.beta_schedule", None, ("squaredcos_cap_v2",), "linear")
+        if name == "DDPM":
+            self._expect("policy.noise_scheduler.variance_type", None, ("fixed_small",), "fixed_small")
+        self._expect("policy.noise_scheduler.steps_offset", None, (0,), 0)
+        self._expect("policy.noise_scheduler.set_alpha_to_one", None, (True,), True)
+        self._expect("policy.noise_scheduler.timestep_spacing", None, ("leading",), "leading")
+        self._expect("policy.obs_as_cond", None, (True,), False)
+        self._expect("policy.pred_action_steps_only", None, (False,), False)
+        self._expect("policy.model.time_as_cond", None, (True,), True)
+        history, levels = self.integer("policy.n_obs_steps"), self.integer("policy.noise_scheduler.num_train_timesteps")
+        clip = self.number("policy.noise_scheduler.clip_sample_range", 1.0)
+        steps = "policy.num_inference_steps"
+        return DiffusionConfig(
+            history=history,
+            past=history - 1,
+            chunk=self.integer("policy.horizon") - history + 1,
+            execute=self.integer("policy.n_action_steps"),
+            goal_dropout=0.0,
+            process=ProcessConfig(
+                kind="vp",
+                parametrisation=PARAMETRISATIONS[prediction],
+                levels=levels,
+                spacing="leading",
+                clip=clip if self.get("policy.noise_scheduler.clip_sample", True) else None,
+                clips=CLIPS[name],
+            ),
+            network=NetworkConfig(
+                kind="decoder",
+                width=self.integer("policy.model.n_emb"),
+                depth=self.integer("policy.model.n_layer"),
+                heads=self.integer("policy.model.n_head"),
+                causal=bool(self.get("policy.model.causal_attn", False)),
+                dropout=self.number("policy.model.p_drop_attn", 0.1),
+                positions=levels,
+                encoder_depth=self.integer("policy.model.n_cond_layers", 0, least=0),
+            ),
+            vector=VectorConfig(language=False),
+            decode=DecodeConfig(sampler=name.lower(), steps=levels if self.get(steps, None) is None else self.integer(steps)),
+        )
+
+    def _expect(self, name: str, value: Any, known: tuple[Any, ...], default: Any) -> Any:
+        found = self.get(name, default) if value is None else value
+        if found not in known:
+            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}; kinoise imports {' and '.join(map(str, known))} alone")
+        return found
+
+
+def _observations(robot: Robot, named: Any, size: int) -> dict[str, Feature]:
+    if robot.like is None:
+        return {OBSERVED: Feature((size,))}
+    data: Spec = robot.like[0]
+    states = {key: item for key, item in data.observations.items() if item.kind == "state"}
+    keys = list(states) if named is None else named if isinstance(named, list) else [named]
+    if not all(isinstance(key, str) and key in states for key in keys):
+        raise KinoiseError(
+            f"the policy observes cfg.task.obs_keys={keys}, the data's states are {list(states)}: name the data's "
+            "alike, or give none (rate= in place of data=)"
+        )
+    found = {key: states[key] for key in keys}
+    if sum(item.shape[0] for item in found.values()) != size:
+        sizes = {key: item.shape[0] for key, item in found.items()}
+        raise KinoiseError(f"the policy observes {size} numbers, the data's states are {sizes}: give its own data, or none")
+    return found
+
+
+def _stats(found: Tensors, name: str, size: int) -> Stats:
+    """What its normaliser, z = scale x + offset, brings to -1 and 1 as the extremes, so that `minmax` is that normaliser."""
+    start, like = f"normalizer.params_dict.{name}", torch.zeros(size, dtype=torch.float64)
+    scale, offset = found.get(f"{start}.scale", like), found.get(f"{start}.offset", like)
+    if not bool((scale > 0).all() and scale.isfinite().all() and offset.isfinite().all()):
+        found.finish(("model", "normalizer", DUMMY, "mask"))
+        raise KinoiseError(f"{found.source}: {start} holds no positive finite scale and offset")
+    low, high = ((edge - offset) / scale for edge in (-1, 1))
+    mean = found.get(f"{start}.input_stats.mean", like) if f"{start}.input_stats.mean" in found else (low + high) / 2
+    std = found.get(f"{start}.input_stats.std", like) if f"{start}.input_stats.std" in found else (high - low) / 12**0.5
+    values = [tuple(item.tolist()) for item in (mean, std, low, high, low, high)]
+    return Stats(*values, count=1)
+
+
+def _part(stats: Stats, start: int, end: int) -> Stats:
+    return Stats(*(getattr(stats, name)[start:end] for name in ("mean", "std", "min", "max", "q01", "q99")), count=stats.count)
+
+
+def _weights(found: Tensors, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors, `expected` by name and shape, out of theirs."""
+    names, result = dict(_names(expected)), {}
+    for name, like in expected.items():
+        if name in POSITIONS:
+            result[name] = found.get(POSITIONS[name], like[None])[0]
+        elif name in names:
+            result[name] = found.get(names[name], like)
+    for name, like in expected.items():
+        module, _, kind = name.rpartition(".")
+        layer, _, part = module.rpartition(".")
+        if part in ("query", "memory"):  # rows of one matrix, [query, key, value]
+            block, _, attention = layer.rpartition(".")
+            width = like.shape[0] if part == "query" else like.shape[0] // 2
+            theirs = f"{_block(block)}.{ATTENTIONS[attention]}.in_proj_{kind}"
+            rows = found.get(theirs, like.new_empty(3 * width, *like.shape[1:])).split([width, 2 * width])
+            result[name] = rows[0 if part == "query" else 1]
+    return {name: item.contiguous() for name, item in result.items()}
+
+
+def _names(expected: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every tensor that is only renamed."""
+    for name in expected:
+        module, _, kind = name.rpartition(".")
+        own = module.removeprefix("network.")
+        outer = {ours: theirs for theirs, ours in MODULES.items()}
+        if own in outer:
+            yield name, f"model.{outer[own]}.{kind}"
+        elif own in ("encoder.0", "encoder.2") and f"network.{own}.attention.query.weight" not in expected:
+            yield name, f"model.{own}.{kind}"
+        elif own.startswith(("blocks.", "encoder.")):
+            place, index, rest = own.split(".", 2)
+            block = _block(f"network.{place}.{index}")
+            inner = {ours: theirs for theirs, ours in LAYER.items()}
+            if rest in inner:
+                yield name, f"{block}.{inner[rest]}.{kind}"
+            elif rest.startswith("norms."):
+                yield name, f"{block}.norm{int(rest.removeprefix('norms.')) + 1}.{kind}"
+
+
+def _block(name: str) -> str:
+    """`network.blocks.3` is `model.decoder.layers.3`."""
+    _, place, index = name.split(".")
+    return f"model.{'decoder' if place == 'blocks' else 'encoder'}.layers.{index}"

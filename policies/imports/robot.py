@@ -1,0 +1,57 @@
+"""What an importer is told, and what it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from ...spec import Feature, Spec, SpecMismatch
+from ..base import Policy
+
+
+class Imported(NamedTuple):
+    """A policy in eval mode, the file that its weights are from, and what of the source doesn't show in it, a line each."""
+
+    policy: Policy
+    weights: Path
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Robot:
+    """What checkpoints of others don't know about their robot.
+
+    Args:
+        rate: control steps per second.
+        control: what an action means, see `Spec`.
+        gripper: indices of the gripper's dimensions in the action.
+        like: the spec and the instructions of data of this robot, in place of these three.
+    """
+
+    rate: float
+    control: str = "absolute"
+    gripper: tuple[int, ...] = ()
+    like: tuple[Spec, tuple[str, ...]] | None = None
+
+    def spec(self, observations: dict[str, Feature], action: int) -> tuple[Spec, tuple[str, ...]]:
+        """The spec and the instructions of a policy with these observations, in the order in which its network sees them.
+
+        Raises SpecMismatch for data of another robot.
+        """
+        control = cast(Any, self.control)  # one of the three: Spec says which
+        found = Spec(observations, Feature((action,)), self.rate, control, self.gripper, language=False)
+        if self.like is None:
+            return found, ()
+        data, texts = self.like
+        wrong = [f"{key}: only in the policy" for key in observations if key not in data.observations]
+        wrong += [
+            f"{key}: {data.observations[key].shape} in the data, {item.shape} in the policy"
+            for key, item in observations.items()
+            if key in data.observations and data.observations[key].shape != item.shape
+        ]
+        if data.action.shape != found.action.shape:
+            wrong.append(f"action: {data.action.shape} in the data, {found.action.shape} in the policy")
+        if wrong:
+            raise SpecMismatch(f"the data are not of the policy's robot: {'; '.join(wrong)}. Give its own, or none")
+        return replace(data, observations={key: data.observations[key] for key in observations}), texts

@@ -1,0 +1,275 @@
+"""LeRobot's models as policies of ours: what comes in, what is refused, and what goes back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from kinoise.config import UsageError
+from kinoise.policies import build_policy
+from kinoise.policies.base import Policy
+from kinoise.policies.checkpoint import load_policy
+from kinoise.policies.core.network import NetworkConfig
+from kinoise.policies.core.network.config import UNetConfig
+from kinoise.policies.core.process import ProcessConfig
+from kinoise.policies.decode import DecodeConfig
+from kinoise.policies.diffusion import DiffusionConfig
+from kinoise.policies.encoders import VectorConfig
+from kinoise.policies.example import example
+from kinoise.policies.imports import Robot, export_lerobot, import_policy
+from kinoise.spec import Feature, KinoiseError, Spec, SpecMismatch, Stats
+from kinoise.train.import_policy import main as import_main
+from safetensors.torch import load_file, save_file
+
+LEVELS = 20
+
+
+def stats(size: int, scale: float = 1.0) -> Stats:
+    low = tuple(-scale * (1 + i / 4) for i in range(size))
+    high = tuple(scale * (2 + i / 3) for i in range(size))
+    return Stats(tuple((a + b) / 2 for a, b in zip(low, high, strict=True)), (scale,) * size, low, high, low, high, 100)
+
+
+def small(history: int = 2, images: bool = False, **options: object) -> Policy:
+    """A U-Net that LeRobot's DiffusionPolicy could be, with weights that are nowhere zero."""
+    observations = {"state": Feature((3,)), "environment_state": Feature((2,))}
+    if images:
+        observations |= {"image.top": Feature((40, 44, 3), "image"), "image.wrist": Feature((40, 44, 3), "image")}
+    spec = Spec(observations, Feature((2,)), rate=10.0, control="absolute", language=False)
+    config = DiffusionConfig(
+        history=history,
+        past=history - 1,
+        chunk=9 - history,
+        execute=4,
+        process=ProcessConfig(kind="vp", parametrisation="eps", levels=LEVELS, spacing="leading", clip=1.0),
+        network=NetworkConfig(kind="unet", positions=LEVELS, unet=UNetConfig(widths=[8, 16], kernel=3, groups=4, embedding=8)),
+        vector=VectorConfig(
+            states={"environment_state": "none"}, keypoints=4, crop=[36, 40] if images else None, language=False
+        ),
+        decode=DecodeConfig(sampler="ddpm", steps=LEVELS),
+    )
+    known = {key: stats(3, 60.0) if item.kind == "image" else stats(item.shape[0]) for key, item in observations.items()}
+    policy = build_policy(replace(config, **options), spec, {**known, "action": stats(2)}, ())
+    gen = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for item in policy.parameters():
+            item.add_(0.1 * torch.randn(item.shape, generator=gen))
+    return policy.eval()
+
+
+def plans(policy: Policy) -> torch.Tensor:
+    return policy.plan(example(policy, rows=2), torch.Generator().manual_seed(0)).actions
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_what_goes_to_lerobot_comes_back_the_same(tmp_path, images):
+    policy = small(images=images)
+    export_lerobot(policy, tmp_path)
+    found = import_policy("lerobot", tmp_path, Robot(10.0))
+    assert found.policy.spec == policy.spec
+    assert found.notes == []
+    torch.testing.assert_close(plans(found.policy), plans(policy), rtol=1e-5, atol=1e-5)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert {"diffusion.unet.diffusion_step_encoder.1.weight", "diffusion.unet.final_conv.1.bias"} <= names
+    assert ("diffusion.rgb_encoder.1.pool.pos_grid" in names) == images
+
+
+def test_statistics_among_the_weights_are_those_beside_them(tmp_path):
+    policy = small()
+    export_lerobot(policy, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    beside = load_file(next(tmp_path.glob("policy_pre*.safetensors")))
+    for item in tmp_path.glob("policy_*"):
+        item.unlink()
+    for part, name in (("normalize_inputs", "state"), ("normalize_targets", "action"), ("unnormalize_outputs", "action")):
+        full = name if name == "action" else f"observation.{name}"
+        for kind in ("min", "max"):
+            weights[f"{part}.buffer_{full.replace('.', '_')}.{kind}"] = beside[f"{full}.{kind}"].clone()
+    save_file(weights, tmp_path / "model.safetensors")
+    found = import_policy("lerobot", tmp_path, Robot(10.0))
+    assert found.notes == ["observation.environment_state: no statistics, so it isn't scaled"]
+    mine = found.policy.plan(example(policy, rows=2), torch.Generator().manual_seed(0)).actions
+    torch.testing.assert_close(mine, plans(policy), rtol=1e-5, atol=1e-5)
+    save_file({name: item for name, item in weights.items() if "normalize" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(KinoiseError, match=r"no statistics of observation\.state"):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+    start = "normalize_inputs.buffer_observation_state"
+    save_file({**weights, f"{start}.max": weights[f"{start}.min"].clone()}, tmp_path / "model.safetensors")
+    constant = import_policy("lerobot", tmp_path, Robot(10.0)).policy.stats["state"]
+    assert constant.min == constant.max
+    save_file({name: item for name, item in weights.items() if name != f"{start}.max"}, tmp_path / "model.safetensors")
+    with pytest.raises(KinoiseError, match=r"observation\.state is scaled by MIN_MAX.* lack max \(there are min\)"):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def test_an_imported_policy_is_a_run_that_starts_warm_and_caches(tmp_path, capsys):
+    export_lerobot(small(), tmp_path / "theirs")
+    assert import_main([str(tmp_path / "theirs"), f"out={tmp_path / 'run'}", "rate=10"]) == 0
+    assert json.loads((tmp_path / "run/import.json").read_text())["from"] == "lerobot"
+    policy = load_policy(tmp_path / "run", device="cpu", decode={"warm": 0.25})
+    obs, gen = example(policy), torch.Generator().manual_seed(0)
+    first = policy.plan(obs, gen)
+    again = policy.plan(obs, gen, previous=first, elapsed=2)
+    assert (first.nfe, again.nfe) == (LEVELS, LEVELS // 4)
+    assert len(again.surprise) == 1
+    kept = policy.plan(obs, gen, previous=again, elapsed=2, prefix=2)
+    torch.testing.assert_close(kept.actions[:, :2], again.actions[:, 2:4])
+    cached = load_policy(tmp_path / "run", device="cpu", decode={"cache": "every", "cache_every": 4})
+    assert cached.plan(obs, gen).actions.isfinite().all()
+    export_lerobot(load_policy(tmp_path / "run", device="cpu"), tmp_path / "back")
+    mine, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("back", "theirs"))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def change(folder: Path, **settings: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"type": "act"}, "policy type 'act'"),
+        ({"input_features": None}, "input_features and output_features are missing"),
+        ({"vision_backbone": "resnet50"}, "resnet18 and resnet34 alone"),
+        ({"beta_schedule": "linear"}, "beta_schedule=linear"),
+        ({"prediction_type": "v_prediction"}, "epsilon and sample alone"),
+        ({"down_dims": "wide"}, "down_dims='wide'"),
+        ({"down_dims": [8, 24]}, r"down_modules\.1\.0\.conv1\.block\.0\.weight has shape \(16, 8, 3\)"),
+        ({"horizon": -8}, "horizon=-8"),
+        ({"crop_ratio": "x"}, "crop_ratio='x'"),
+        ({"crop_ratio": 1.5}, "crop_ratio=1.5: above 0"),
+        ({"input_features": {"observation.state": 5}}, r"observation\.state is 5: expected a type and a shape"),
+        ({"kernel_size": 5}, r"conv1\.block\.0\.weight has shape \(8, 2, 3\), expected \(8, 2, 5\)"),
+    ],
+)
+def test_what_lerobot_could_not_mean_here_is_refused(tmp_path, settings, why):
+    export_lerobot(small(), tmp_path)
+    change(tmp_path, **settings)
+    with pytest.raises(KinoiseError, match=why):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def kept(folder: Path, *names: str) -> None:
+    """Takes statistics away: those of others than `names` (`action.min`)."""
+    for path in folder.glob("policy_*.safetensors"):
+        found = load_file(path)
+        save_file({name: item for name, item in found.items() if name in names}, path)
+
+
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (
+            ["observation.state.mean", "observation.state.std", "action.min", "action.max"],
+            r"state .*MIN_MAX.* lack min and max",
+        ),
+        (["observation.state.min", "observation.state.max"], "postprocessor.*action .*MIN_MAX.* lack min and max .*none"),
+        (["action.min", "action.max"], None),
+    ],
+)
+def test_statistics_are_those_of_their_mode_or_refused(tmp_path, names, why):
+    export_lerobot(small(), tmp_path)
+    kept(tmp_path, *names)
+    if why is None:  # LeRobot leaves such an observation as it is
+        assert "observation.state: no statistics, so it isn't scaled" in import_policy("lerobot", tmp_path, Robot(10.0)).notes
+        return
+    with pytest.raises(KinoiseError, match=why):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def test_percentiles_that_coincide_are_constant_as_for_lerobot(tmp_path):
+    policy = small(actions="quantile")
+    export_lerobot(policy, tmp_path)
+    for path in tmp_path.glob("policy_*.safetensors"):
+        found = load_file(path)
+        save_file({**found, "action.q99": torch.tensor([found["action.q01"][0], found["action.q99"][1]])}, path)
+    flat = import_policy("lerobot", tmp_path, Robot(10.0)).policy
+    low = policy.stats["action"].q01[0]
+    torch.testing.assert_close(plans(flat)[..., 0], torch.full((2, 7), low))
+    torch.testing.assert_close(plans(flat)[..., 1], plans(policy)[..., 1], rtol=1e-5, atol=1e-5)
+
+
+def test_percentiles_go_to_lerobot_as_they_scale_here(tmp_path):
+    policy = small(actions="quantile")
+    own = policy.stats["action"]
+    policy.stats["action"] = replace(own, q01=(0.0, own.q01[1]), q99=(0.0, own.q99[1]))  # a gripper that is rarely closed
+    export_lerobot(policy, tmp_path)
+    for path in tmp_path.glob("policy_*.safetensors"):
+        found = load_file(path)
+        torch.testing.assert_close(found["action.q01"], torch.tensor(own.min))
+        torch.testing.assert_close(found["action.q99"], torch.tensor(own.max))
+
+
+def test_linear_betas_come_and_go(tmp_path):
+    process = ProcessConfig(kind="vp", parametrisation="eps", levels=1000, betas="linear", spacing="leading", clip=1.0)
+    network = replace(small().config.network, positions=1000)
+    policy = small(process=process, network=network, decode=DecodeConfig(sampler="ddpm", steps=10))
+    export_lerobot(policy, tmp_path)
+    value = json.loads((tmp_path / "config.json").read_text())
+    assert [value[name] for name in ("beta_schedule", "beta_start", "beta_end")] == ["linear", 0.0001, 0.02]
+    found = import_policy("lerobot", tmp_path, Robot(10.0)).policy
+    torch.testing.assert_close(plans(found), plans(policy), rtol=1e-5, atol=1e-5)
+    with pytest.raises(KinoiseError, match=r"process\.betas=linear with 20 levels"):
+        export_lerobot(small(process=replace(process, levels=LEVELS)), tmp_path)
+
+
+def test_missing_and_unexpected_weights_are_listed(tmp_path):
+    export_lerobot(small(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["diffusion.unet.final_conv.1.bias"]
+    weights["diffusion.unet.final_conv.1.weight"][0] = torch.nan
+    save_file({**weights, "diffusion.unet.extra": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(KinoiseError) as caught:
+        import_policy("lerobot", tmp_path, Robot(10.0))
+    for said in (
+        "final_conv.1.bias is missing",
+        "final_conv.1.weight holds NaN or infinity",
+        "diffusion.unet.extra is unknown",
+    ):
+        assert said in str(caught.value)
+
+
+def test_a_processor_that_does_more_is_refused(tmp_path):
+    export_lerobot(small(), tmp_path)
+    path = tmp_path / "policy_preprocessor.json"
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "steps": [{"registry_name": "delta_action_processor"}, *value["steps"]]}))
+    with pytest.raises(KinoiseError, match="'delta_action_processor' changes what the policy sees"):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def test_data_of_another_robot_is_refused_and_its_own_gives_the_spec(tmp_path):
+    policy = small()
+    export_lerobot(policy, tmp_path)
+    told = replace(policy.spec, rate=50.0, language=True, action=replace(policy.spec.action, names=("a", "b")))
+    found = import_policy("lerobot", tmp_path, Robot(10.0, like=(told, ("push",)))).policy
+    assert found.spec == told
+    assert found.plan(example(found), torch.Generator().manual_seed(0)).actions.isfinite().all()
+    other = replace(told, action=Feature((7,)))
+    with pytest.raises(SpecMismatch, match=r"action: \(7,\) in the data, \(2,\) in the policy"):
+        import_policy("lerobot", tmp_path, Robot(10.0, like=(other, ())))
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"past": 0, "chunk": 8}, "policy.past=0 with history=2"),
+        ({"process": ProcessConfig(kind="flow", parametrisation="u")}, "process.kind=flow"),
+        ({"decode": DecodeConfig(sampler="heun", steps=4)}, "decode.sampler=heun"),
+        ({"network": NetworkConfig(kind="decoder", width=16, heads=2, positions=LEVELS)}, "it isn't a U-Net"),
+    ],
+)
+def test_other_policies_are_for_the_plugin(tmp_path, options, why):
+    with pytest.raises(KinoiseError, match=f"{why}.*lerobot_policy_kinoise"):
+        export_lerobot(small(**options), tmp_path)
+
+
+@pytest.mark.parametrize("said", ["rate=10", "control=delta", "gripper=[1]"])
+def test_what_the_data_say_is_not_said_again(tmp_path, said):
+    with pytest.raises(UsageError, match=rf"{said.partition('=')[0]}= beside data="):
+        import_main([str(tmp_path), f"out={tmp_path / 'run'}", "data=DATA", said])

@@ -1,0 +1,98 @@
+"""Run by a test in a mount namespace of its own: commands that write to a small disk, and then to one that is read-only.
+
+`python full_disk.py PLACE SMALL`: PLACE is a folder for what they read, SMALL the mounted file system. Prints what became of
+each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kinoise import cli
+from kinoise.data import Episode, write_store
+from kinoise.data.cache import mapped
+from kinoise.data.replay import ReplayStore
+from kinoise.deploy.trace import TraceWriter
+from kinoise.spec import Feature, KinoiseError, Spec
+from mapped_worlds import POINT, write
+
+SPEC = Spec(
+    {"state": Feature((2,)), "image.top": Feature((64, 64, 3), "image")}, Feature((1,), low=(-1.0,), high=(1.0,)), rate=20.0
+)
+TINY = ["policy=diffusion", "policy.network.width=32", "policy.network.depth=2", "policy.network.heads=2"]
+SHORT = ["train.steps=40", "train.batch_size=4", "train.save_every=1", "train.tensorboard=false", "train.keep=8"]
+
+
+def demonstrations(count: int, steps: int) -> list[Episode]:
+    rng = np.random.default_rng(0)
+    return [
+        Episode(
+            {
+                "state": rng.normal(size=(steps, 2)).astype(np.float32),
+                "image.top": rng.integers(0, 256, (steps, 64, 64, 3), np.uint8),
+                "action": rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
+            },
+            "go",
+        )
+        for _ in range(count)
+    ]
+
+
+def command(small: Path, *arguments: str) -> dict[str, Any]:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(list(arguments))
+    lines = [line for line in said.getvalue().splitlines() if line.startswith("kinoise: ")]
+    return {
+        "code": code,
+        "said": lines[-1] if lines else said.getvalue()[-500:],
+        "left": sorted(p.name for p in small.iterdir()),
+    }
+
+
+def cached(source: Path, folder: Path) -> str:
+    try:
+        mapped(ReplayStore(source), folder, workers=1)
+    except KinoiseError as error:
+        return str(error)
+    return ""
+
+
+def main(place: Path, small: Path) -> dict[str, Any]:
+    write_store(place / "data", SPEC, demonstrations(4, 40))
+    write_store(place / "little", SPEC, demonstrations(2, 6))
+    ReplayStore.write(place / "source.zarr", SPEC, demonstrations(4, 40))
+    world = write(place, POINT)
+    found: dict[str, Any] = {}
+    for name, ending in {"zarr": ".zarr", "robomimic": ".hdf5", "lerobot": ""}.items():
+        out = small / f"out{ending}"
+        found[f"convert {name}"] = command(small, "convert", str(place / "data"), str(out), f"format={name}")
+    found["cache"] = {"said": cached(place / "source.zarr", small / "cache"), "left": sorted(map(str, small.rglob("[!.]*-*")))}
+    subprocess.run(["rm", "-rf", str(small / "cache")], check=True)
+    writer = TraceWriter(small / "control.trace", {})
+    for count in range(4000):
+        writer.add("observe", {"image": np.full(4096, count % 256, np.uint8)}, 4096)
+    found["trace"] = writer.close()
+    (small / "control.trace").unlink()
+    train = ["train", *TINY, *SHORT, "policy.observations=[state]", f"data={place / 'little'}", f"cache={place / 'cache'}"]
+    found["train"] = command(small, *train, f"out={small / 'run'}")
+    steps = [item.name for item in (small / "run" / "checkpoints").iterdir() if item.name.isdigit()]
+    found["train"]["checkpoints"] = steps
+    (small / "run" / "metrics.jsonl").write_text("")
+    subprocess.run(["rm", "-rf", str(small / "run")], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
+    found["read-only convert"] = command(small, "convert", str(place / "data"), str(small / "b"), "format=zarr")
+    found["read-only train"] = command(small, *train, f"out={small / 'run'}")
+    found["read-only collect"] = command(small, "collect", f"env={world}", "episodes=1", "workers=1", f"out={small / 'c'}")
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

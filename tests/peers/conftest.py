@@ -1,0 +1,56 @@
+"""Peers' environments, which several files' tests ask: each is made once for each checkout, by the first that asks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kinoise.files import claimed
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / ".peers"
+ROBOMIMIC = ("robomimic==0.3.0", "six==1.17.0", "termcolor==3.3.0", "torchvision==0.28.0")
+"""Without what they ask for, which is here, or builds a renderer; the rest of robomimic is not imported."""
+
+
+@pytest.fixture(scope="session")
+def lerobot() -> Callable[..., None]:
+    """Runs a script, given its path and arguments, with the Python of LeRobot's environment, as the benchmarks make it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(ROOT)])
+        from benchmarks.peer import Absent, environment
+        from benchmarks.peers import LEROBOT, NEEDS
+    try:
+        python = environment(PEERS / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+    except Absent as error:
+        pytest.skip(f"no environment with LeRobot: {error}")
+
+    def run(script: Path, command: str, folder: Path, file: Path) -> None:
+        offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(file.parent / "hf"), "OMP_NUM_THREADS": "1", "SVT_LOG": "1"}
+        words = [str(python), str(script), command, str(folder), str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=os.environ | offline)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def robomimic() -> Path:
+    """A folder that makes robomimic importable: made in seconds, since torch and h5py are ours."""
+    folder = PEERS / "-".join(ROBOMIMIC).replace("==", "-")
+    PEERS.mkdir(exist_ok=True)
+    with claimed(PEERS, "makes robomimic's folder", lambda: None):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=PEERS) as made:
+                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+                done = subprocess.run([*pip, "--target", f"{made}/it", *ROBOMIMIC], capture_output=True, text=True, check=False)
+                if done.returncode:
+                    pytest.skip(f"robomimic can't be had: {' '.join(done.stderr.split())[-400:]}")
+                shutil.move(f"{made}/it", folder)
+    return folder
