@@ -18,6 +18,9 @@ from omegaconf import MISSING
 
 from .record import write
 
+# Of the run's train.json; runs from before it said how the demonstrations were made lack that alone.
+KEPT = ("config", "demonstrations", "parameters", "wall_s", "steps_per_s", "commit", "machine")
+
 
 @dataclass
 class Settings:
@@ -65,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             "policy": results[0]["policy"],
             "decode": results[0]["decode"],
             "played": [{key: result[key] for key in ("commit", "machine", "wall_s", "rollout")} for result in results],
-            "training": {key: training[key] for key in ("config", "parameters", "wall_s", "steps_per_s", "commit", "machine")},
+            "training": {key: training[key] for key in KEPT if key in training},
         },
     )
     return 0

@@ -37,7 +37,7 @@ from .launch import Cluster, check_launched, count_parts, open_launcher
 from .launch.job import Job, run_all
 from .protocol import Shard
 
-LOGS = ".logs"
+LOGS, RECIPE = ".logs", "collect.json"
 ABOUT = """Has scripted experts demonstrate tasks in a simulator and writes their successes to DATA. Until all are there they
 are kept in DATA.partial: after an interruption the same command goes on where it was. With shard= only a part of them is made,
 in DATA.partial; the same command without it then makes what is missing, and DATA. launcher= does all of that
@@ -102,16 +102,17 @@ def main(argv: Sequence[str]) -> int:
         raise
     wall = time.perf_counter() - begin
     if shard is not None:
-        made = sum(len(ledger.kept) for ledger in ledgers)
+        count = sum(len(ledger.kept) for ledger in ledgers)
         print(
-            f"part {shard}: {made} demonstrations are in {folder.path}. With all parts there: the same command without shard=."
+            f"part {shard}: {count} demonstrations are in {folder.path}. With all parts there: the same command without shard=."
         )
         return 0
 
     lengths: dict[str, list[int]] = {task: [] for task in tasks}
     store = folder.path / "store"
     shutil.rmtree(store, ignore_errors=True)
-    write_store(store, env.spec, _episodes(ledgers, folder, lengths), meta=env.meta())
+    made = {"collect": {**read_json(folder.path / RECIPE), "episodes": settings.episodes}}
+    write_store(store, env.spec, _episodes(ledgers, folder, lengths), meta={**env.meta(), **made})
     env.close()
     _install(store, out)
     shutil.rmtree(folder.path, ignore_errors=True)
@@ -196,7 +197,7 @@ def _prepare(
     beside = {"mappings": envs.described(tasks), "elsewhere": dict(elsewhere)}
     now |= {key: item for key, item in beside.items() if item}
     now["cameras"] = list(recipe.cameras)
-    file = folder / "collect.json"
+    file = folder / RECIPE
     if file.exists():
         before, begun = read_json(file), any(folder.glob("*/[0-9]*"))
         if before != now and (begun or not alone) and not overwrite:

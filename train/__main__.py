@@ -192,7 +192,7 @@ def make_session(
         trainer.restore(state.step, ema, run.optimizer(state.step))
     validation = Validation(gather(subset=held_out), config.batch_size, seed) if held_out else None
     elapsed = state.elapsed_s if state else 0.0
-    return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed)
+    return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed, store.meta.get("collect"))
 
 
 def build(settings: Settings, store: EpisodeStore) -> Policy:

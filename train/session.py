@@ -39,6 +39,7 @@ class Session:
         data: fingerprint of the demonstrations, for `State`.
         validation: None without held-out episodes.
         elapsed_s: seconds that earlier sessions trained.
+        recipe: how `kinoise collect` made the demonstrations, where it did.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Session:
         data: str,
         validation: Validation | None = None,
         elapsed_s: float = 0.0,
+        recipe: object = None,
     ) -> None:
         self.settings, self.config, self.run, self.trainer = settings, settings.train, run, trainer
-        self.console, self.data, self.validation = console, data, validation
+        self.console, self.data, self.validation, self._recipe = console, data, validation, recipe
         self._processes = trainer.processes
         self._leads = self._processes.leads
         self._display = Display(console, self.config.steps, trainer.step)
@@ -205,6 +207,7 @@ class Session:
         trainer, wall = self.trainer, self.elapsed_s
         value = {
             "config": as_json(self.settings),
+            "demonstrations": {"fingerprint": self.data, "collect": self._recipe},
             "parameters": trainer.policy.parameter_count,
             "device": str(trainer.accelerator.device),
             "precision": trainer.accelerator.mixed_precision,

@@ -56,6 +56,9 @@ def test_the_store_holds_what_was_asked_for(data):
         start = int(stop)
     env.close()
     assert not data.with_name("data.partial").exists()
+    told = store.meta["collect"]
+    assert (told["noise"], told["disturb"], told["seed"], told["episodes"]) == (0.1, 0.0, 0, EPISODES)
+    assert "mujoco" in told["versions"]
 
 
 def test_recorded_is_what_the_expert_would_do_and_not_what_the_noise_did(data):

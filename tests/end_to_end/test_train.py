@@ -39,6 +39,7 @@ TINY += ["policy.chunk=4", "policy.execute=2"]
 SHORT = ["train.steps=6", "train.batch_size=8", "train.save_every=2", "train.log_every=1", "train.warmup=2", "train.keep=2"]
 QUIET = ["train.tensorboard=false"]
 STRIDE = 11
+RECIPE = {"noise": 0.3, "disturb": 0.01}
 CHECKPOINT = ["model.safetensors", "ema.safetensors", "config.json", "training_state/optimizer.safetensors"]
 
 
@@ -52,7 +53,7 @@ def write_data(path: Path, *, episodes: int = 3, nan: bool = False) -> Path:
             state[3, 1] = np.nan
         return {"state": state.astype(np.float32), "action": action.astype(np.float32)}
 
-    write_store(path, spec, [Episode(arrays(steps)) for steps in range(6, 6 + episodes)])
+    write_store(path, spec, [Episode(arrays(steps)) for steps in range(6, 6 + episodes)], meta={"collect": RECIPE})
     return path
 
 
@@ -97,6 +98,7 @@ def test_layout(whole: Path, data: Path) -> None:
     assert {"config", "parameters", "wall_s", "steps_per_s", "versions", "commit", "machine"} <= summary.keys()
     assert summary["parameters"] == load_policy(whole).parameter_count
     assert summary["config"]["train"]["steps"] == 6
+    assert summary["demonstrations"]["collect"] == RECIPE
 
 
 def test_no_pickle_anywhere(whole: Path) -> None:
