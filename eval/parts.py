@@ -47,7 +47,7 @@ def evaluate_parts(settings: Settings, argv: Sequence[str], checkpoint: Path, ou
     assert settings.launcher is not None
     episodes = check(settings)
     with output_directory(out), claimed(out, "evaluates"), open_launcher(settings.launcher, settings.cluster, out) as launcher:
-        asked = settings.shards or (begun(out) if settings.resume else None)
+        asked = begun(out, settings.shards) if settings.resume else settings.shards
         count = count_parts(settings.launcher, launcher, asked)
         jobs = parts(settings, argv, checkpoint, out, min(count, episodes))
         folders = [folder(out, shard) for shard in shards(len(jobs))]
@@ -117,12 +117,18 @@ def folder(out: Path, shard: Shard) -> Path:
     return out / str(shard).replace("/", "-of-")
 
 
-def begun(out: Path) -> int | None:
-    """Into how many parts an earlier evaluation in `out` was cut; None when there was none. Raises UsageError for several."""
+def begun(out: Path, asked: int | None = None) -> int | None:
+    """Into how many parts an evaluation that goes on is to be cut: `asked`, or as many as before; None when there was none.
+
+    Raises:
+        UsageError: it was cut into different numbers of parts, or was one process's, whose episodes no part would take over.
+    """
     found = {int(match[1]) for path in out.glob("*-of-*") if (match := re.fullmatch(r"\d+-of-(\d+)", path.name))}
-    if len(found) > 1:
+    if not found and (out / LEDGER).exists():
+        raise UsageError(f"{out} was begun by one process: go on without launcher=, or play all of it in another out=")
+    if asked is None and len(found) > 1:
         raise UsageError(f"{out} holds parts of {' and of '.join(map(str, sorted(found)))}: say which to go on with, shards=")
-    return next(iter(found), None)
+    return asked or next(iter(found), None)
 
 
 def played(part: Path) -> int:

@@ -20,6 +20,7 @@ from kinoise.eval.attempts import Ledger
 from kinoise.eval.launch import Cluster, open_launcher
 from kinoise.eval.launch.job import TRIES, Ended, Job, carry_out, last_words, run, run_all
 from kinoise.eval.launch.local import Local
+from kinoise.eval.ledger import LEDGER
 from kinoise.eval.parts import begun, check, parts
 from kinoise.eval.protocol import Shard
 from kinoise.spec import KinoiseError
@@ -224,6 +225,13 @@ def test_an_evaluation_is_resumed_in_as_many_parts_as_it_had(tmp_path: Path):
     (tmp_path / "1-of-2").mkdir()
     with pytest.raises(UsageError, match="2 and of 3"):
         begun(tmp_path)
+    assert begun(tmp_path, 2) == 2
+
+
+def test_what_one_process_began_is_not_played_again_in_parts(tmp_path: Path):
+    (tmp_path / LEDGER).touch()
+    with pytest.raises(UsageError, match="without launcher="):
+        begun(tmp_path, 3)
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 5])
