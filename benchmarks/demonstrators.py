@@ -3,18 +3,20 @@
 
 Each task is played from its first `states` stored initial states (drawn ones, where a simulator stores none), after ten steps
 with nothing commanded, within the suite's steps. Keeps a row for each task: successes, Wilson's interval, mean steps of those.
+Ten tasks at a time are kept as soon as they are played, in results/.NAME.partial.json: the same command at the same commit goes on
+where it was stopped.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from kinoise import envs
+from kinoise import envs, provenance
 from kinoise.config import parse, run
 from kinoise.envs import episode_seed
 from kinoise.envs.base import Env, Values
@@ -26,6 +28,9 @@ from kinoise.eval.workers import Workers
 from rich.progress import track
 
 from .record import write
+
+TOGETHER = 10
+"""Tasks whose episodes are under way at once."""
 
 
 @dataclass(frozen=True)
@@ -55,37 +60,49 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Plays, and writes `results/demonstrators_<name>.json`."""
+    from .played import Partial  # with torch, which worker processes, that import this file too, do without
+
     settings = parse("demonstrators", Settings, argv, about=__doc__ or "", choices={"env": envs.choices})
-    tasks = envs.tasks(settings.env)
+    name = f"demonstrators_{settings.name or settings.env.replace('/', '_')}"
+    tasks, partial, rows = envs.tasks(settings.env), Partial(name), []
+    about = {key: value for key, value in asdict(settings).items() if key not in ("env", "workers", "name")}
     with Workers(envs.make, settings.workers) as workers:
-        first = look(workers, tasks[0])
-        wait = settings.wait if first.idle else 0
-        jobs = [
-            Job(
-                task,
-                index,
-                episode_seed(0, task, index),
-                Terms(1, (), envs.horizon(task) or first.horizon, wait, first.idle or ()),
-                driver=Demonstrator(settings.noise, settings.disturb),
-            )
-            for task in tasks
-            for index in range(settings.states)
-        ]
-        rollout = Rollout(workers, jobs, slots=2 * settings.workers)
-        rollout.prepare()
-        outcomes = list(track(rollout.run(), total=len(jobs), description=settings.env))
-    rows = _rows(outcomes)
+        for some in [tasks[start : start + TOGETHER] for start in range(0, len(tasks), TOGETHER)]:
+            key, found = partial.get(tasks=some, commit=provenance.commit(), **about)
+            if found is None:
+                found = _rows(_play(some, settings, workers))
+                partial.keep(key, found)
+            rows += found
     for row in rows:
         print(f"{row['task']:<16} {row['successes']:>3}/{row['n']} {row['steps'] or 0:6.1f}  {row['instruction']}")
     good = sum(row["successes"] >= 0.9 * row["n"] for row in rows)
     print(f"{good} of {len(rows)} tasks at 90 % or more")
-    name = settings.name or settings.env.replace("/", "_")
     write(
-        f"demonstrators_{name}",
+        name,
         {"env": settings.env, "noise": settings.noise, "disturb": settings.disturb, "tasks": rows, "at_least_90_percent": good},
         False,
     )
+    partial.done()
     return 0
+
+
+def _play(tasks: Sequence[str], settings: Settings, workers: Workers) -> list[Outcome]:
+    first = look(workers, tasks[0])
+    wait = settings.wait if first.idle else 0
+    jobs = [
+        Job(
+            task,
+            index,
+            episode_seed(0, task, index),
+            Terms(1, (), envs.horizon(task) or first.horizon, wait, first.idle or ()),
+            driver=Demonstrator(settings.noise, settings.disturb),
+        )
+        for task in tasks
+        for index in range(settings.states)
+    ]
+    rollout = Rollout(workers, jobs, slots=2 * settings.workers)
+    rollout.prepare()
+    return list(track(rollout.run(), total=len(jobs), description=f"{tasks[0]} to {tasks[-1]}"))
 
 
 def _rows(outcomes: list[Outcome]) -> list[dict[str, Any]]:
