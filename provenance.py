@@ -47,19 +47,28 @@ def commit() -> str | None:
 
 
 def machine() -> dict[str, str | int | float | None]:
-    """What the figures were measured on. `cores` are those that this process may use."""
+    """What the figures were measured on. `cores` are those that this process may use, `vectors` the widest instructions for
+    several numbers at once that torch finds: CPUs of one name can differ in them."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": bfloat16(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "memory_gib": round(memory, 1),
         "gpu": gpu,
         "os": platform.platform(),
     }
+
+
+def bfloat16() -> bool | None:
+    """Whether this CPU multiplies in bfloat16 itself, or only by way of float32; None where it doesn't say (not on Linux)."""
+    names = _cpuinfo("flags", "Features").split()
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(names)) if names else None
 
 
 def _installed(names: Iterable[str]) -> dict[str, str]:
@@ -77,8 +86,13 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _cpu() -> str:
+    return _cpuinfo("model name") or platform.processor()
+
+
+def _cpuinfo(*names: str) -> str:
+    """The first line of Linux's account of the CPU that is called one of `names`; empty without any."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() in names), "")

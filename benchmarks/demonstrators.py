@@ -3,8 +3,8 @@
 
 Each task is played from its first `states` stored initial states (drawn ones, where a simulator stores none), after ten steps
 with nothing commanded, within the suite's steps. Keeps a row for each task: successes, Wilson's interval, mean steps of those.
-Ten tasks at a time are kept as soon as they are played, in results/.NAME.partial.json: the same command at the same commit goes on
-where it was stopped.
+Ten tasks at a time are kept as soon as they are played, in results/.NAME.partial.json: the same command at the same commit
+goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import parse
-from ..provenance import LIBRARIES, commit, versions
+from ..provenance import LIBRARIES, bfloat16, commit, versions
 
 ABOUT = """Checks one thing a line: OK, or FAIL with the remedy. The exit code is 1 when something fails that kinoise can't do
 without. Takes less than 15 seconds."""
@@ -179,6 +179,10 @@ def torch_checks() -> Iterator[Check]:
     omp = os.environ.get("OMP_NUM_THREADS", "unset")
     detail = f"{cores} cores, torch uses {threads} threads, OMP_NUM_THREADS {omp}"
     yield Check("threads", threads <= cores, detail, f"export OMP_NUM_THREADS={cores}: more only wait for each other", False)
+    fast = bfloat16()
+    if fast is not None:
+        worth = "the CPU has it: train.precision=bf16 pays" if fast else "the CPU hasn't: bf16 is much slower here than float32"
+        yield Check("bfloat16", True, worth)
     if torch.cuda.is_available():
         yield Check("gpu", True, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
     elif shutil.which("nvidia-smi"):

@@ -25,6 +25,7 @@ from ..data.windows import Windows
 from ..policies import build_policy, choices
 from ..policies.base import Policy
 from ..policies.checkpoint import load_policy
+from ..provenance import bfloat16
 from ..spec import KinoiseError
 from .augment import check_augment
 from .checkpoint import RunDirectory, State
@@ -58,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
     with run.claimed(settings.resume or again) if processes.leads else nullcontext():
         processes.wait()
         run.note(starter)
+        if emulated(accelerator.mixed_precision, accelerator.device):
+            remark = "note: this CPU has no bfloat16 of its own, so bf16 is much slower here than train.precision=no"
+            console.print(remark, highlight=False, soft_wrap=True)
         store = measured(mapped(store, cache, console=console), cache)
         state = newest(run, processes)
         if state is None:
@@ -136,6 +140,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             f"{accelerator.num_processes} processes and train.accumulate={config.accumulate}: take at least one for each part"
         )
     return accelerator
+
+
+def emulated(precision: str, device: torch.device) -> bool:
+    """Whether bfloat16 was asked for, and this CPU is known to get there by way of float32."""
+    return precision == "bf16" and device.type == "cpu" and bfloat16() is False
 
 
 def is_finished(settings: Settings, run: RunDirectory, state: State, store: EpisodeStore, console: Console) -> bool:

@@ -38,7 +38,7 @@ def checks(lines: list[str]) -> dict[str, tuple[str, str]]:
 def test_every_check_has_a_verdict_and_every_failure_a_remedy(tmp_path: Path):
     code, lines = run(f"out={tmp_path}")
     found = checks(lines)
-    machine = "libraries, source, threads, gpu, sentence encoder, video, disk, write access"
+    machine = "libraries, source, threads, bfloat16, gpu, sentence encoder, video, disk, write access"
     assert ", ".join(found) == f"{machine}, simulator, rendering, push-t, libero"
     assert found["simulator"][0] == "OK"
     essential = [after for verdict, after in found.values() if verdict == "FAIL" and "(not essential)" not in after]

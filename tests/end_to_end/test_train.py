@@ -28,7 +28,7 @@ from kinoise.policies import Policy, choices
 from kinoise.policies.checkpoint import load_policy
 from kinoise.spec import Feature, KinoiseError, Spec
 from kinoise.train import trackers
-from kinoise.train.__main__ import main
+from kinoise.train.__main__ import emulated, main
 from kinoise.train.augment import AugmentConfig
 from kinoise.train.checkpoint import RunDirectory
 from kinoise.train.config import TrainConfig
@@ -86,6 +86,17 @@ def whole(data: Path) -> Path:
     out = data.parent / "whole"
     assert train(data, out) == 0
     return out
+
+
+@pytest.mark.parametrize(
+    ("has", "precision", "device", "said"),
+    [(False, "bf16", "cpu", True), (False, "no", "cpu", False), (False, "bf16", "cuda", False), (None, "bf16", "cpu", False)],
+)
+def test_bf16_is_remarked_on_only_where_the_cpu_is_known_to_lack_it(
+    has: bool | None, precision: str, device: str, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinoise.train.__main__.bfloat16", lambda: has)
+    assert emulated(precision, torch.device(device)) == said
 
 
 def test_layout(whole: Path, data: Path) -> None:
