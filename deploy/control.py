@@ -221,7 +221,7 @@ def _require_plans(record: Record, chunk: int, out: Path) -> None:
     if record.stops:
         stop = record.stops[-1]
         raise KinoiseError(f"the robot was stopped at tick {stop.tick}: {stop.reason}. See {out / 'control.json'}.")
-    if record.arrivals and not record.count("used"):
+    if record.plans and not record.outcomes["used"]:
         median = percentiles([item.delay for item in record.arrivals])["p50"]
         raise KinoiseError(
             f"no plan came in time: they are {chunk} steps long and came {median:g} steps late at the median. "

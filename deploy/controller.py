@@ -152,9 +152,7 @@ class Controller:
             if tick == ticks:
                 return
             self._tick(tick)
-            self.record.begins.append(begin)
-            self.record.late.append(late)
-            self.record.work.append(self._clock.now() - begin)
+            self.record.add_tick(begin, late, self._clock.now() - begin)
             if self._ladder.rung == "stop" and self.config.fallback.on_stop == "end":
                 return
             for slot in range(1, self.config.servo):
@@ -306,4 +304,4 @@ class Controller:
         else:
             outcome = "used"
             self._plan, self._trouble = trajectory, "no plan came after the last"
-        self.record.arrivals.append(Arrival(request.tick, delay, reply.seconds, plan.nfe, outcome))
+        self.record.add_arrival(Arrival(request.tick, delay, reply.seconds, plan.nfe, outcome))

@@ -84,7 +84,7 @@ def check_horizon(delay: DelayEstimate, chunk: int, rate: float, hold: float) ->
         raise KinoiseError(f"{cost}; the robot is stopped before its first plan comes. Raise fallback.hold={hold:g}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """A plan that came back.
 
@@ -121,46 +121,60 @@ class Stop:
     reason: str
 
 
+KEPT = 200_000
+"""Ticks, and plans, whose times a record keeps, the newest: an hour at 50 Hz in some 50 MB. Counts are of the whole run."""
+
+
 @dataclass
 class Record:
-    """One run of the loop.
+    """One run of the loop, however long: its times are those of the newest KEPT ticks and plans.
 
     Args:
         period: seconds between deadlines.
-        begins: when each tick began, seconds on the loop's clock.
-        late: how long after its deadline each tick began, seconds.
-        work: how long each tick took, seconds.
+        ticks: how many there were.
         missed: deadlines that passed without a tick.
         missed_commands: interpolated commands whose time passed before they could be sent.
         unseen: ticks at which the robot had nothing new to show (ObservationTimeout).
         rungs: ticks spent on each rung of the fallback's ladder.
+        outcomes: plans that came back, by what became of them.
         stops: latched stops, in order.
-        arrivals: every plan that came back, in order.
         errors: how often planning failed, by message.
+        begins: when each tick began, seconds on the loop's clock.
+        late: how long after its deadline each tick began, seconds.
+        work: how long each tick took, seconds.
+        arrivals: the plans that came back, in order.
     """
 
     period: float
-    begins: list[float] = field(default_factory=list)
-    late: list[float] = field(default_factory=list)
-    work: list[float] = field(default_factory=list)
+    ticks: int = 0
     missed: int = 0
     missed_commands: int = 0
     unseen: int = 0
     rungs: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
     stops: list[Stop] = field(default_factory=list)
-    arrivals: list[Arrival] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    begins: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    work: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=KEPT))
+
+    def add_tick(self, begin: float, late: float, work: float) -> None:
+        self.ticks += 1
+        self.begins.append(begin)
+        self.late.append(late)
+        self.work.append(work)
+
+    def add_arrival(self, arrival: Arrival) -> None:
+        self.outcomes[arrival.outcome] += 1
+        self.arrivals.append(arrival)
 
     @property
-    def ticks(self) -> int:
-        return len(self.begins)
-
-    def count(self, outcome: str) -> int:
-        return sum(item.outcome == outcome for item in self.arrivals)
+    def plans(self) -> int:
+        return self.outcomes.total()
 
     def to_json(self) -> dict[str, Any]:
         """The timing part of `control.json`; milliseconds, and ticks for `delay_steps`."""
-        delays = percentiles([item.delay for item in self.arrivals])
         return {
             "ticks": self.ticks,
             "missed": self.missed,
@@ -170,10 +184,10 @@ class Record:
             "late_ms": percentiles(self.late, 1e3),
             "work_ms": percentiles(self.work, 1e3),
             "plan_ms": percentiles([item.seconds for item in self.arrivals], 1e3),
-            "delay_steps": delays,
-            "plans": len(self.arrivals),
-            "expired": self.count("expired"),
-            "stale": self.count("stale"),
+            "delay_steps": percentiles([item.delay for item in self.arrivals]),
+            "plans": self.plans,
+            "expired": self.outcomes["expired"],
+            "stale": self.outcomes["stale"],
             "rungs": {name: self.rungs[name] for name in ("plan", "rest", "hold", "stop")},
             "stops": [{"tick": item.tick, "reason": item.reason} for item in self.stops],
             "errors": [{"message": message, "count": count} for message, count in self.errors.most_common()],

@@ -181,7 +181,7 @@ def _report(trace: TraceReader, outcome: Outcome, again: Again | None) -> None:
     table = Table(title=f"{trace.path}", show_header=False)
     rows = {
         "ticks": f"{record.ticks}, {record.missed} missed",
-        "plans": f"{len(record.arrivals)}, {record.count('expired')} too late",
+        "plans": f"{record.plans}, {record.outcomes['expired']} too late",
         "commands compared": str(outcome.counts["command"]),
         "questions compared": str(outcome.counts["submit"]),
         "guards": ", ".join(f"{count} {name}" for name, count in outcome.interventions.items()),

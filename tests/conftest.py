@@ -24,9 +24,11 @@ ALONE = {
     "test_pipeline",
     "test_process",
     "test_remote_env",
+    "test_remote_process",
     "test_replay",
     "test_ros2",
     "test_serve",
+    "test_serve_env",
     "test_server",
     "test_worker_deaths",
 }

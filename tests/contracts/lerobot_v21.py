@@ -18,6 +18,9 @@ from PIL import Image
 DATA = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
 VIDEO = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
 CAMERA = "observation.images.top"
+TASKS = ["schieb den Würfel", "引き出しを開ける", "schieb den Würfel", "x", "y"]
+CODEC_ERROR = 8
+"""What `film` may change `frames` by, of 255; the next step's picture is 11 brighter."""
 
 
 def frames(steps: int, seed: int = 0, size: tuple[int, int] = (32, 48)) -> np.ndarray:

@@ -6,7 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from kinoise.envs import Env
 
 PENDULUM: dict[str, Any] = {
     "gymnasium": {"id": "Pendulum-v1"},
@@ -130,6 +132,9 @@ def expert(env):
     return Expert()
 """
 
+STILL = np.zeros(1, np.float32)
+"""An action that leaves the point where it is."""
+
 
 def write(folder: Path, content: dict[str, Any], name: str = "world.yaml", **changes: Any) -> str:
     """A mapping file in `folder`, with `changes` (`action__low=...` for nested keys; None takes a key away); its path."""
@@ -146,3 +151,14 @@ def write(folder: Path, content: dict[str, Any], name: str = "world.yaml", **cha
     (folder / "point_worlds.py").write_text(WORLDS)
     (folder / name).write_text(yaml.safe_dump(value))
     return str(folder / name)
+
+
+def episode(env: Env, seed: int | None, steps: int) -> list[Any]:
+    """What is observed, earned and said, with actions that depend on nothing but the step."""
+    observation, _ = env.reset(seed=seed)
+    found: list[Any] = [{key: item.tolist() for key, item in observation.items()}, env.initial()]
+    low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
+    for step in range(steps):
+        observation, *rest = env.step((low + (0.5 + 0.4 * np.sin(step)) * (high - low)).astype(np.float32))
+        found.append([{key: item.tolist() for key, item in observation.items()}, *rest])
+    return found

@@ -160,9 +160,9 @@ def test_the_controller_runs_on_a_remote_policy(policy: Policy) -> None:
         inference = RemoteInference(PolicyClient(url))
         guards = Guards(arm.spec, GuardConfig(jump=None))
         controller = Controller(arm, inference, guards, ControllerConfig(rate=10.0), execute=2)
-        record = controller.run(20.0, lambda: controller.record.count("used") >= 3)
+        record = controller.run(20.0, lambda: controller.record.outcomes["used"] >= 3)
         assert not record.errors
-        assert record.count("used") >= 3
+        assert record.outcomes["used"] >= 3
         first = np.clip(expected(policy, [0])[0], -1, 1)
         assert any(np.allclose(command, row, rtol=0, atol=1e-5) for command in arm.commands for row in first)
 

@@ -47,7 +47,7 @@ def test_deadlines_are_absolute():
     setup = Setup(oversleep=0.4 * PERIOD)
     record = setup.run(100)
     np.testing.assert_allclose(np.diff(record.begins)[1:], PERIOD)
-    np.testing.assert_allclose(record.late[1:], 0.4 * PERIOD)
+    np.testing.assert_allclose(list(record.late)[1:], 0.4 * PERIOD)
     assert record.ticks == 100
     assert record.missed == 0
 
@@ -196,6 +196,16 @@ def test_the_record_is_json():
     assert value["period_ms"]["p50"] == pytest.approx(50)
 
 
+def test_a_record_keeps_the_newest_times_and_counts_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kinoise.deploy.latency.KEPT", 10)
+    record = Setup(delay=2).run(60)
+    assert record.ticks == 60
+    assert len(record.begins) == len(record.late) == len(record.work) == 10
+    np.testing.assert_allclose(np.diff(record.begins), PERIOD)
+    assert record.plans == record.outcomes["used"] > len(record.arrivals) == 10
+    assert record.to_json()["plans"] == record.plans
+
+
 @pytest.mark.parametrize("delay", [1, 3])
 @pytest.mark.parametrize("pin", [False, True])
 def test_a_question_tells_what_is_being_carried_out(delay: int, pin: bool):
@@ -255,7 +265,7 @@ def test_measured_times_of_observations_count():
         assert request.previous is not None
         assert request.previous.actions[0, request.elapsed, 0] == request.tick
         assert request.prefix == 3
-    assert {item.delay for item in record.arrivals[1:]} == {3}
+    assert {item.delay for item in list(record.arrivals)[1:]} == {3}
     for tick, command in setup.robot.commands.items():
         assert command[0] == (tick if tick else 0)
 

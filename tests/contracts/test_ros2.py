@@ -371,7 +371,7 @@ def test_the_node_drives_and_leaves_the_robot_at_rest(
     monkeypatch.setattr(ros.robot, "FRESH", 60.0)
     node = StubNode(PARAMETERS | {"settings": [*settings, *lenient]})
     record = ros.node.drive(node, lambda: len(node.said.get("/hand", ())) >= 8)
-    assert record.count("used") > 0
+    assert record.outcomes["used"] > 0
     assert not record.errors
     assert "diffusion drives at 4 Hz" in node.log
     assert len(node.said["/arm"]) == len(node.said["/hand"]) >= 9

@@ -109,4 +109,4 @@ def test_a_step_of_the_wall_clock_is_not_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.undo()
     robot.close()
     assert not record.errors
-    assert record.count("used") > 0
+    assert record.outcomes["used"] > 0
