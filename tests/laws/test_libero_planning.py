@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("scipy", reason="SciPy isn't installed: it comes with LIBERO")
 
-from kinoise.envs.experts.libero.cloud import Heights, hand_boxes, hits, surface, thinned
+from kinoise.envs.experts.libero.cloud import Heights, Obstacle, hand_boxes, surface, thinned
 from kinoise.envs.experts.libero.goals import missing, ordered
 from kinoise.envs.experts.libero.grasp import candidates
 from kinoise.envs.experts.libero.motion import axis_angle, nearest_twin, pointing_down, turn_about
@@ -93,10 +93,21 @@ def test_a_thing_comes_to_rest_on_the_highest_below_it() -> None:
 
 def test_the_open_hand_straddles_what_is_between_its_fingers() -> None:
     hand = Pose(np.array([0.0, 0.0, 0.03]), DOWN)
-    assert hits(box(0.02, 0.02, 0.02), hand, 0.08) == 0
-    assert hits(box(0.02, 0.05, 0.02), hand, 0.08) > 0  # as wide as the fingers are apart, and more
-    assert hits(box(0.02, 0.02, 0.04), hand, 0.08) > 0  # up to the palm
+    assert Obstacle(box(0.02, 0.02, 0.02)).hits(hand, 0.08) == 0
+    assert Obstacle(box(0.02, 0.05, 0.02)).hits(hand, 0.08) > 0  # as wide as the fingers are apart, and more
+    assert Obstacle(box(0.02, 0.02, 0.04)).hits(hand, 0.08) > 0  # up to the palm
     assert (hand_boxes(0.08, 0.01)[:, 1] >= hand_boxes(0.08)[:, 1]).all()
+
+
+@given(ANGLES, ANGLES, st.floats(0.0, 0.08), st.booleans())
+def test_what_the_hand_covers_is_counted_point_by_point(yaw: float, lean: float, opening: float, closing: bool) -> None:
+    rotation = turn_about(np.array([1.0, 0.0, 0.0]), lean) @ pointing_down(yaw)
+    points = np.random.default_rng(0).uniform(-0.15, 0.15, (300, 3))
+    cloud, boxes = Obstacle(points), hand_boxes(opening, 0.002, closing)
+    for position in np.random.default_rng(1).uniform(-0.1, 0.1, (3, 3)):
+        local = (points - position) @ rotation
+        expected = sum(any(((row > low) & (row < high)).all() for low, high in boxes) for row in local)
+        assert cloud.hits(Pose(position, rotation), opening, 0.002, closing) == expected
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.3, 1.2])
@@ -128,4 +139,4 @@ def test_a_neighbour_keeps_the_hand_away() -> None:
     bar, wall = box(0.06, 0.015, 0.015), box(0.1, 0.01, 0.05) + np.array([0.0, 0.06, 0.0])
     around = np.concatenate([TABLE, wall])
     for item in candidates(bar, around, np.array([0.0, 0.0, 0.015]), YAWS, DOWN):
-        assert hits(around, item.hand, 0.08) == 0
+        assert Obstacle(around).hits(item.hand, 0.08) == 0

@@ -106,8 +106,12 @@ class Clouds:
         return Pose(data.geom_xpos[geom], data.geom_xmat[geom].reshape(3, 3)).to_world(self._local[geom])
 
 
-def hand_boxes(opening: float, margin: float = 0.0) -> Float[np.ndarray, "4 2 3"]:
-    """The two fingers, the palm and the wrist, grown by `margin`, in the grip site's frame: lower and upper corners."""
+@lru_cache(maxsize=256)
+def hand_boxes(opening: float, margin: float = 0.0, closing: bool = False) -> Float[np.ndarray, "4 2 3"]:
+    """The two fingers, the palm and the wrist, grown by `margin`, in the grip site's frame: lower and upper corners; read-only.
+
+    With what is between the fingers too if they are to be `closing`.
+    """
     half = opening / 2
     right = FINGER + np.array([half, 0.0, 0.0])
     left = right[::-1] * [-1, 1, 1]
@@ -118,22 +122,36 @@ def hand_boxes(opening: float, margin: float = 0.0) -> Float[np.ndarray, "4 2 3"
     # The pads' own side is where the object will be.
     boxes[0, 0, 0] += margin
     boxes[1, 1, 0] -= margin
+    if closing:
+        boxes[0, 0, 0] = boxes[1, 0, 0]
+    boxes.setflags(write=False)
     return boxes
 
 
-def hits(points: Points, hand: Pose, opening: float, margin: float = 0.0, closing: bool = False) -> int:
-    """How many points of the world the hand would cover; with what is between its fingers too if it is to be `closing`."""
-    boxes = hand_boxes(opening, margin)
-    if closing:
-        boxes[0, 0, 0] = boxes[1, 0, 0]
-    # One axis after the other: most points are out of the way along the first.
-    low, high = boxes[:, 0].min(0), boxes[:, 1].max(0)
-    for axis in (1, 2, 0):
-        along = (points - hand.position) @ hand.rotation[:, axis]
-        points = points[(along > low[axis]) & (along < high[axis])]
-    local = hand.to_local(points)
-    within = (local[:, None] > boxes[:, 0]) & (local[:, None] < boxes[:, 1])
-    return int(within.all(-1).any(-1).sum())
+class Obstacle:
+    """A cloud that many poses of the hand are tried in, most of them turned alike: sorted once for each way to be turned."""
+
+    def __init__(self, points: Points) -> None:
+        self._points = points
+        self._turned: dict[bytes, Points] = {}
+
+    def hits(self, hand: Pose, opening: float, margin: float = 0.0, closing: bool = False) -> int:
+        """How many of its points the hand would cover; see `hand_boxes`."""
+        boxes = hand_boxes(opening, margin, closing)
+        key = hand.rotation.tobytes()
+        if key not in self._turned:
+            local = self._points @ hand.rotation
+            self._turned[key] = np.ascontiguousarray(local[local[:, 1].argsort()].T)
+        local, at = self._turned[key], hand.position @ hand.rotation
+        # One axis after the other: most points are out of the way along the first, the hand's thin one.
+        low, high = boxes[:, 0].min(0) + at, boxes[:, 1].max(0) + at
+        first, last = np.searchsorted(local[1], (low[1], high[1]))
+        local = local[:, first:last]
+        for axis in (2, 0):
+            local = local[:, (local[axis] > low[axis]) & (local[axis] < high[axis])]
+        local = (local - at[:, None])[:, None]
+        within = (local > boxes[:, 0].T[..., None]) & (local < boxes[:, 1].T[..., None])  # axes, boxes, points
+        return int(within.all(0).any(0).sum())
 
 
 class Heights:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cloud import Clouds, hits
+from .cloud import Clouds, Obstacle
 from .motion import CLOSED, OPEN, Skill, close_fingers, frame, move, open_fingers, reach
 from .scene import Joint, Pose, Rotation, Scene, Vector
 from .travel import approach
@@ -65,7 +65,7 @@ def drag_open(scene: Scene, name: str, attempt: int = 0) -> Skill:
     tilts = np.roll((45, 60, 50), -attempt)
     options = [(np.radians(tilt), beside) for beside in (0.0, 0.025, -0.025) for tilt in tilts]
     clouds = Clouds(scene)
-    around = clouds.around(front.center - 0.3, front.center + 0.35)
+    around = Obstacle(clouds.around(front.center - 0.3, front.center + 0.35))
 
     def leaning(tilt: float) -> Rotation:
         return easy_twin(scene, frame(front.along, -np.cos(tilt) * UP - np.sin(tilt) * front.outward))
@@ -76,7 +76,7 @@ def drag_open(scene: Scene, name: str, attempt: int = 0) -> Skill:
         edge = now.center + (now.half[2] + rise) * UP + (out - now.half[0] - 0.009) * front.outward + beside * front.along
         return Pose(edge - TIP * rotation[:, 2], rotation)
 
-    tilt, beside = min(options, key=lambda item: hits(around, hooked(0.02, 0.02, *item), 0.0, 0.006))
+    tilt, beside = min(options, key=lambda item: around.hits(hooked(0.02, 0.02, *item), 0.0, 0.006))
     edge = hooked(0.004, 0.0, tilt, beside)
     rotation = edge.rotation
     yield from approach(scene, clouds, edge, CLOSED, (), above=0.05)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from .cloud import COARSE, PAD, SPACING, hits, thinned
+from .cloud import COARSE, PAD, SPACING, Obstacle, thinned
 from .motion import axis_angle, nearest_twin
 from .scene import Points, Pose, Rotation, Vector
 
@@ -64,20 +64,20 @@ def candidates(
         for spot, width, cost in _spots(local, middle):
             found.append(Grasp(Pose(rotation @ spot, rotation), width, cost + TURN * turned))
     found.sort(key=lambda item: item.cost)
-    return _free(found, thinned(thing, SPACING), thinned(around, COARSE), most, apart)
+    return _free(found, Obstacle(thinned(thing, SPACING)), Obstacle(thinned(around, COARSE)), most, apart)
 
 
-def _free(found: list[Grasp], thing: Points, around: Points, most: int, apart: float) -> list[Grasp]:
+def _free(found: list[Grasp], thing: Obstacle, around: Obstacle, most: int, apart: float) -> list[Grasp]:
     """The first `most` whose hand touches nothing and that are not nearly the same, dearer where it is tight."""
     kept: list[Grasp] = []
     for item in found:
         if any(_alike(item, other, apart) for other in kept):
             continue
-        if hits(thing, item.hand, OPENING, 0.001) or hits(around, item.hand, OPENING, FLOOR / 2, closing=True):
+        if thing.hits(item.hand, OPENING, 0.001) or around.hits(item.hand, OPENING, FLOOR / 2, closing=True):
             continue
-        if any(hits(around, _before(item.hand, way), OPENING, FLOOR) for way in WAY):
+        if any(around.hits(_before(item.hand, way), OPENING, FLOOR) for way in WAY):
             continue
-        tight = sum(hits(around, item.hand, OPENING, margin, closing=True) > 0 for margin in MARGINS)
+        tight = sum(around.hits(item.hand, OPENING, margin, closing=True) > 0 for margin in MARGINS)
         kept.append(item._replace(cost=item.cost + TIGHT * tight))
         if len(kept) >= most:
             break

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .cloud import COARSE, Clouds, hits, thinned
+from .cloud import COARSE, Clouds, Obstacle, thinned
 from .goals import Predicate
 from .grasp import OPENING, Grasp, candidates
 from .motion import CLOSED, FINGERS, OPEN, Skill, axis_angle, move, pointing_down, reach, turn_about
@@ -51,12 +51,11 @@ def plans(scene: Scene, clouds: Clouds, predicate: Predicate, spread: bool = Fal
     found: list[Plan] = []
     if spots:
         middle = spots[0].pose.position
-        there = thinned(clouds.around(middle - 0.3, middle + 0.3, (thing,)), COARSE)
+        there = Obstacle(thinned(clouds.around(middle - 0.3, middle + 0.3, (thing,)), COARSE))
         far = float(np.linalg.norm(now.position[:2] - _base(scene))) > STRAIGHT
         for lean in (BACK, UPRIGHT, *SIDES) if far else (UPRIGHT, *SIDES, BACK):
             for grasp in grasps_of(scene, clouds, thing, MANY if spots[0].way else 12, lean=lean):
-                options = [_joined(grasp, now, spot, there) for spot in spots]
-                found.append(min(options, key=lambda item: item.cost))
+                found.append(_best(grasp, now, spots, there))
             if sum(item.cost < BLOCKED for item in found) >= FEW:
                 break
     return sorted(found, key=lambda item: item.cost)
@@ -188,20 +187,39 @@ def held(scene: Scene, thing: str, skill: Skill) -> Skill:
         return bool(end.value)
 
 
-def _joined(grasp: Grasp, now: Pose, spot: Place, there: np.ndarray) -> Plan:
-    """Grasp and place together: the lowest release at which the hand touches nothing."""
-    turned = spot.pose.times(now.inverse().times(grasp.hand))
-    turn = float(np.linalg.norm(axis_angle(turned.rotation @ NOMINAL.T)))
-    cost = grasp.cost + spot.cost + TURN * turn
+def _best(grasp: Grasp, now: Pose, spots: Sequence[Place], there: Obstacle) -> Plan:
+    """Grasp and place together, with the cheapest of the places; of those that cost the same, the first."""
+    hands = [spot.pose.times(now.inverse().times(grasp.hand)) for spot in spots]
+    least = [_cost(grasp, spot, hand) for spot, hand in zip(spots, hands, strict=True)]
+    best: tuple[float, int] | None = None
+    plan: Plan | None = None
+    for index in sorted(range(len(spots)), key=least.__getitem__):
+        if best is not None and least[index] > best[0]:
+            break  # whether the hand touches something there, which is what takes the time, no longer matters
+        other = _joined(grasp, now, spots[index], hands[index], least[index], there)
+        if best is None or (other.cost, index) < best:
+            best, plan = (other.cost, index), other
+    assert plan is not None
+    return plan
+
+
+def _cost(grasp: Grasp, spot: Place, hand: Pose) -> float:
+    """What grasp and place cost together where the hand can let go at once."""
+    cost = grasp.cost + spot.cost + TURN * float(np.linalg.norm(axis_angle(hand.rotation @ NOMINAL.T)))
     if spot.way:  # the thing tips on its way in, about the line between the fingers
-        cost += ACROSS * abs(float(turned.rotation[:, 0] @ spot.way[0])) / max(float(np.linalg.norm(spot.way[0][:2])), 0.01)
+        cost += ACROSS * abs(float(hand.rotation[:, 0] @ spot.way[0])) / max(float(np.linalg.norm(spot.way[0][:2])), 0.01)
+    return cost
+
+
+def _joined(grasp: Grasp, now: Pose, spot: Place, hand: Pose, cost: float, there: Obstacle) -> Plan:
+    """The lowest release at which the hand touches nothing."""
     for lift in RAISE:
-        hand = raised(turned, lift)
-        if not any(_hits(there, shifted(hand, offset), grasp) for offset in (np.zeros(3), *spot.way)):
+        up = raised(hand, lift)
+        if not any(_hits(there, shifted(up, offset), grasp) for offset in (np.zeros(3), *spot.way)):
             return Plan(grasp, now, raised(spot.pose, lift), cost + DROP * lift, spot.way)
     return Plan(grasp, now, raised(spot.pose, RAISE[0]), cost + BLOCKED, spot.way)
 
 
-def _hits(there: np.ndarray, hand: Pose, grasp: Grasp) -> int:
+def _hits(there: Obstacle, hand: Pose, grasp: Grasp) -> int:
     """How many points the hand would touch with its fingers a little wider than they hold."""
-    return hits(there, hand, min(grasp.width + 0.03, OPENING), 0.002)
+    return there.hits(hand, min(grasp.width + 0.03, OPENING), 0.002)

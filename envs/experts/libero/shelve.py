@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .arm import Arm
-from .cloud import COARSE, Clouds, Heights, hits, thinned
+from .cloud import COARSE, Clouds, Heights, Obstacle, thinned
 from .goals import Predicate
 from .grasp import Grasp
 from .motion import CLOSED, OPEN, Skill, axis_angle, move, reach, turn_about
@@ -102,7 +102,7 @@ def ways(
     body = now.to_local(cloud)
     low, high = face - np.array([0.45, 0.45, 0.25]), face + 0.45
     there = clouds.around(low, high, (thing,))
-    solid, near = Solid(there, low, high), thinned(there, COARSE)
+    solid, near = Solid(there, low, high), Obstacle(thinned(there, COARSE))
     floor = Heights(there[there[:, 2] < scene.pose(predicate[2]).position[2]], low, high)
     grasps, arm, count = grasps_of(scene, clouds, thing, most=24, apart=0.04), Arm(scene), 0
     for rotation, turned in _turns(out):
@@ -124,7 +124,7 @@ def ways(
                 cost = OFF * abs(aside) + DEEP * depth
                 for grasp in grasps:
                     hand = target.times(now.inverse().times(grasp.hand))
-                    if any(hits(near, Pose(hand.position + s * away * out, hand.rotation), 0.05, 0.003) for s in (0.0, 1.0)):
+                    if any(near.hits(Pose(hand.position + s * away * out, hand.rotation), 0.05, 0.003) for s in (0.0, 1.0)):
                         continue
                     if not arm.reaches(hand) or not arm.reaches(Pose(hand.position + away * out, hand.rotation)):
                         continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cloud import COARSE, Clouds, Heights, hits, thinned
+from .cloud import COARSE, Clouds, Heights, Obstacle, thinned
 from .motion import Skill, move
 from .scene import MAX_OPENING, Points, Pose, Scene
 
@@ -62,8 +62,8 @@ def _back(clouds: Clouds, target: Pose, above: float, without: tuple[str, ...]) 
     if target.rotation[2, 2] <= LEANING:
         return back[0]
     low, high = target.position - 0.4, target.position + 0.4
-    around = thinned(clouds.around(low, high, without), COARSE)
-    free = [item for item in back if not any(hits(around, raised(item, up), MAX_OPENING, 0.004) for up in DESCENT)]
+    around = Obstacle(thinned(clouds.around(low, high, without), COARSE))
+    free = [item for item in back if not any(around.hits(raised(item, up), MAX_OPENING, 0.004) for up in DESCENT)]
     return free[0] if free else back[0]
 
 
