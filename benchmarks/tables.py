@@ -142,6 +142,7 @@ def overhead(results: Path) -> str:
         "plan",
         "server",
         "evaluation",
+        "rollouts_libero",
         "memory",
         "importing",
         "stepping",
@@ -169,10 +170,22 @@ def overhead(results: Path) -> str:
         ),
         ("plans a second with 8 clients beside 1", quartiles(server["throughput"]), "at least 3", "server"),
         (
-            "evaluation's steps a second beside the simulators alone",
+            "evaluation's steps a second beside the simulators alone, Metaworld",
             quartiles(read["evaluation"], 3),
             "at least 0.6",
             "evaluation",
+        ),
+        (
+            "the same of `libero/object`, 8 episodes under way",
+            quartiles(read["rollouts_libero"]["steps"]),
+            "at least 0.7",
+            "rollouts_libero",
+        ),
+        (
+            "its episodes a second beside one episode at a time",
+            quartiles(read["rollouts_libero"]["episodes"]),
+            "at least 1.6",
+            "rollouts_libero",
         ),
         (
             "memory of training on 20 GB beside 0.2 GB, more by",
