@@ -20,19 +20,6 @@ from safetensors.torch import load_file
 from short_runs import CHECKPOINT, RECIPE, records, same_weights, train, untimed, write_data
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("train") / "data")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path) -> Path:
-    """A run that nothing disturbed."""
-    out = data.parent / "whole"
-    assert train(data, out) == 0
-    return out
-
-
 @pytest.mark.parametrize(
     ("has", "precision", "device", "said"),
     [(False, "bf16", "cpu", True), (False, "no", "cpu", False), (False, "bf16", "cuda", False), (None, "bf16", "cpu", False)],

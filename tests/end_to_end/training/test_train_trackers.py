@@ -13,12 +13,7 @@ from typing import Any
 import pytest
 from kinoise.spec import KinoiseError
 from kinoise.train import trackers
-from short_runs import train, write_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("train") / "data")
+from short_runs import train
 
 
 def test_full_disk_under_tensorboard_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,19 +22,6 @@ from kinoise.train.config import TrainConfig
 from short_runs import records, same_weights, train, untimed, write_data
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_data(tmp_path_factory.mktemp("train") / "data")
-
-
-@pytest.fixture(scope="module")
-def whole(data: Path) -> Path:
-    """A run that nothing disturbed."""
-    out = data.parent / "whole"
-    assert train(data, out) == 0
-    return out
-
-
 def test_killed_anywhere_and_resumed_it_is_the_same_run(data: Path, tmp_path: Path) -> None:
     """SIGKILL at points spread over all updates, renames, links and removals of a run; see `killed_runs.drive`."""
     subprocess.run([sys.executable, killed_runs.__file__, str(data), str(tmp_path)], check=True, timeout=300)
