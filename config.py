@@ -250,6 +250,18 @@ def check_seed(seed: int) -> None:
         raise UsageError(f"seed={seed}: expected at least 0 and below 2^63")
 
 
+def new_names(rename: Any) -> dict[str, str]:
+    """`rename=`, whose keys are the user's own: Hydra takes such a setting only where it knows nothing about it (Any).
+
+    Raises UsageError for anything but pairs of names.
+    """
+    if rename is None:
+        return {}
+    if not isinstance(rename, dict) or not all(isinstance(item, str) for item in rename.values()):
+        raise UsageError(f"rename={rename}: expected {{old:new}} pairs, as in rename={{img:image.top,state:agent}}.")
+    return {str(key): item for key, item in rename.items()}
+
+
 def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Calls a command and turns what it raises into an exit code: 0 well, 1 failed, 2 wrong usage, 130, 141 or 143 stopped."""
     try:

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from rich.console import Console
 from rich.progress import Progress
 
-from ..config import UsageError, parse
+from ..config import UsageError, new_names, parse
 from ..spec import KinoiseError
 from . import FORMATS, Reading, open_store
 from .base import Episode, EpisodeStore, episode
@@ -108,15 +108,6 @@ def _target(settings: Settings, target: Path) -> str:
     return name
 
 
-def _names(value: Any) -> dict[str, str]:
-    """`rename=`, whose keys are the data's own: Hydra takes such a setting only where it knows nothing about it."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-        raise UsageError(f"rename={value}: expected {{old:new}} pairs, as in rename={{img:image.top,state:agent}}.")
-    return {str(key): item for key, item in value.items()}
-
-
 def _reading(settings: Settings) -> Reading:
     return Reading(
         format=settings.source,
@@ -124,7 +115,7 @@ def _reading(settings: Settings) -> Reading:
         rate=settings.rate,
         control=settings.control,
         gripper=None if settings.gripper is None else tuple(settings.gripper),
-        rename=_names(settings.rename),
+        rename=new_names(settings.rename),
         keys=None if settings.keys is None else tuple(settings.keys),
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
-from ..config import UsageError, parse
+from ..config import UsageError, new_names, parse
 from ..data import FORMATS, open_store
+from ..eval.simulated import simulated
 from ..files import link, new_directory, sha256, write_json
 from ..policies.checkpoint import save_policy
 from ..policies.imports import SOURCES, Robot, import_policy
@@ -21,8 +23,9 @@ train, and RUN/import.json, which says where it came from. Nothing is unpickled 
 loaded in part: what does not fit is an error that lists it.
 
 from=lerobot: LeRobot's DiffusionPolicy, the folder pretrained_model (0.3 and 0.4). from=dp: a .ckpt of diffusion_policy's
-DiffusionTransformerLowdimPolicy. What such a checkpoint does not know about its robot comes from data=, a data set of it, or
-from rate=, control= and gripper=."""
+DiffusionTransformerLowdimPolicy. What such a checkpoint does not know about its robot comes from data=, a data set of it, from
+env=, a simulator of it with the cameras= that the policy sees, size= high and wide, or from rate=, control= and gripper=.
+rename= says what the robot calls what the policy observes."""
 
 
 @dataclass
@@ -31,25 +34,34 @@ class Settings:
     out: str = field(default=MISSING, metadata={"help": "the run to make"})
     source: str = field(default="lerobot", metadata={"help": f"what wrote it, one of {', '.join(SOURCES)}; also from="})
     data: str | None = field(default=None, metadata={"help": "demonstrations of its robot, for all that is not in it"})
-    rate: float | None = field(default=None, metadata={"help": "control steps per second, without data="})
+    env: str | None = field(default=None, metadata={"help": "a simulator of its robot, in place of data="})
+    cameras: list[str] = field(default_factory=list, metadata={"help": "of env, those that the policy sees"})
+    size: int = field(default=84, metadata={"help": "height and width of their images"})
+    rate: float | None = field(default=None, metadata={"help": "control steps per second, without data= and env="})
     control: str | None = field(
-        default=None, metadata={"help": f"what actions mean, one of {', '.join(CONTROLS)}, without data=; absolute if null"}
+        default=None, metadata={"help": f"what actions mean, one of {', '.join(CONTROLS)}, likewise; absolute if null"}
     )
     gripper: list[int] | None = field(
-        default=None, metadata={"help": "indices of the gripper in an action, without data=; none if null"}
+        default=None, metadata={"help": "indices of the gripper in an action, likewise; none if null"}
     )
+    rename: Any = field(default=None, metadata={"help": "the robot's names of what it observes, rename={image:image.top}"})
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UsageError(f"from={self.source}: expected one of {', '.join(SOURCES)}")
         said = [f"{name}=" for name in ("rate", "control", "gripper") if getattr(self, name) is not None]
-        if self.data is not None and said:
-            raise UsageError(f"{', '.join(said)} beside data=, which say so themselves: leave out one or the other")
+        known = [f"{name}=" for name in ("data", "env") if getattr(self, name) is not None]
+        if len(known) > 1:
+            raise UsageError("data= beside env=: either says all about the robot, leave out one")
+        if known and said:
+            raise UsageError(f"{', '.join(said)} beside {known[0]}, which says so itself: leave out one or the other")
+        if self.cameras and self.env is None:
+            raise UsageError(f"cameras={self.cameras} without env=: they are a simulator's")
         if self.control not in (None, *CONTROLS):
             raise UsageError(f"control={self.control}: expected one of {', '.join(CONTROLS)}")
-        if self.data is None and (self.rate is None or not self.rate > 0):
+        if not known and (self.rate is None or not self.rate > 0):
             raise UsageError(
-                "a checkpoint does not say how often its robot is commanded: give data=, or rate= in steps a second"
+                "a checkpoint does not say how often its robot is commanded: give data=, env=, or rate= in steps a second"
             )
 
 
@@ -63,14 +75,7 @@ def main(argv: Sequence[str], command: str = "import") -> int:
     out, path = Path(settings.out), Path(settings.path).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already: choose another out=")
-    store = None if settings.data is None else open_store(settings.data)
-    robot = Robot(
-        rate=store.spec.rate if store is not None else float(settings.rate or 0),
-        control=settings.control or "absolute",
-        gripper=tuple(settings.gripper or ()),
-        like=None if store is None else (store.spec, tuple(store.texts)),
-    )
-    found = import_policy(settings.source, path, robot)
+    found = import_policy(settings.source, path, robot_of(settings))
     with new_directory(out / "checkpoints" / "0") as directory:
         save_policy(directory, found.policy, {})
     link(out / "checkpoints" / "last", "0")
@@ -82,3 +87,16 @@ def main(argv: Sequence[str], command: str = "import") -> int:
     print(f"{out}: {found.policy.parameter_count:,} parameters, plans of {found.policy.config.chunk} actions by {decode.steps}")
     print(f"steps of {decode.sampler}. kinoise calibrate {out} data=DATA says from where replans may start (decode.warm).")
     return 0
+
+
+def robot_of(settings: Settings) -> Robot:
+    """What the settings say about the robot: all of it in data or by a simulator, or in numbers."""
+    names, like = new_names(settings.rename), None
+    if settings.data is not None:
+        store = open_store(settings.data)
+        like = store.spec, tuple(store.texts)
+    elif settings.env is not None:
+        like = simulated(settings.env, settings.cameras, settings.size)
+    if like is not None:
+        return Robot(like[0].rate, like=like, rename=names)
+    return Robot(float(settings.rate or 0), settings.control or "absolute", tuple(settings.gripper or ()), rename=names)

@@ -159,10 +159,11 @@ class Settings:
 
 def _observations(robot: Robot, named: Any, size: int) -> dict[str, Feature]:
     if robot.like is None:
-        return {OBSERVED: Feature((size,))}
+        return {robot.keys([OBSERVED])[0]: Feature((size,))}
     data: Spec = robot.like[0]
     states = {key: item for key, item in data.observations.items() if item.kind == "state"}
     keys = list(states) if named is None else named if isinstance(named, list) else [named]
+    keys = robot.keys(keys) if all(isinstance(key, str) for key in keys) else keys
     if not all(isinstance(key, str) and key in states for key in keys):
         raise KinoiseError(
             f"the policy observes cfg.task.obs_keys={keys}, the data's states are {list(states)}: name the data's "

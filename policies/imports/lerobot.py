@@ -7,6 +7,7 @@ policy_postprocessor.json with their statistics.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     weights = {name.replace(COMPILED, ""): item for name, item in read_safetensors(folder / WEIGHTS).items()}
     known = read_normalisation(folder, value, weights)
     found = layout(value, known.renamed, known.modes, source)
+    found = replace(found, keys=dict(zip(found.keys, robot.keys(list(found.keys.values())), strict=True)))
     spec, texts = robot.spec(found.observations, found.action)
     stats = {}
     for name in (*found.features, ACTION):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ...spec import Feature, Spec, SpecMismatch
+from ...spec import Feature, KinoiseError, Spec, SpecMismatch
 from ..base import Policy
 
 
@@ -26,13 +28,26 @@ class Robot:
         rate: control steps per second.
         control: what an action means, see `Spec`.
         gripper: indices of the gripper's dimensions in the action.
-        like: the spec and the instructions of data of this robot, in place of these three.
+        like: the spec and the instructions of data or a simulator of this robot, in place of these three.
+        rename: what the checkpoint's observations are called on this robot, by what the importer calls them.
     """
 
     rate: float
     control: str = "absolute"
     gripper: tuple[int, ...] = ()
     like: tuple[Spec, tuple[str, ...]] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+    def keys(self, observed: Sequence[str]) -> list[str]:
+        """The robot's names of these observations. Raises KinoiseError for a `rename` of others, and for a name given twice."""
+        unknown = sorted(self.rename.keys() - set(observed))
+        if unknown:
+            raise KinoiseError(f"rename has {unknown}, but the policy observes {list(observed)}")
+        found = [self.rename.get(name, name) for name in observed]
+        doubled = [name for name, count in Counter(found).items() if count > 1]
+        if doubled:
+            raise KinoiseError(f"after rename several observations are called {doubled}: choose other names")
+        return found
 
     def spec(self, observations: dict[str, Feature], action: int) -> tuple[Spec, tuple[str, ...]]:
         """The spec and the instructions of a policy with these observations, in the order in which its network sees them.
@@ -46,12 +61,15 @@ class Robot:
         data, texts = self.like
         wrong = [f"{key}: only in the policy" for key in observations if key not in data.observations]
         wrong += [
-            f"{key}: {data.observations[key].shape} in the data, {item.shape} in the policy"
+            f"{key}: {data.observations[key].shape} there, {item.shape} in the policy"
             for key, item in observations.items()
             if key in data.observations and data.observations[key].shape != item.shape
         ]
         if data.action.shape != found.action.shape:
-            wrong.append(f"action: {data.action.shape} in the data, {found.action.shape} in the policy")
+            wrong.append(f"action: {data.action.shape} there, {found.action.shape} in the policy")
         if wrong:
-            raise SpecMismatch(f"the data are not of the policy's robot: {'; '.join(wrong)}. Give its own, or none")
+            raise SpecMismatch(
+                f"the policy is of another robot than the data or the simulator, which has {sorted(data.observations)}: "
+                f"{'; '.join(wrong)}. Where only names differ give rename=; else its own data, or none"
+            )
         return replace(data, observations={key: data.observations[key] for key in observations}), texts

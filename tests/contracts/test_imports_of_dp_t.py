@@ -121,6 +121,9 @@ def test_dp_t_observes_the_datas_states_in_the_order_of_its_keys(tmp_path):
     like = Spec(seen, Feature((ACTION,)), rate=20.0, control="absolute"), ()
     workspace(tmp_path / "a.ckpt", {"task.obs_keys": ["object", "arm"]})
     assert list(import_policy("dp", tmp_path / "a.ckpt", Robot(20.0, like=like)).policy.spec.observations) == ["object", "arm"]
+    workspace(tmp_path / "a.ckpt", {"task.obs_keys": ["block", "arm"]})
+    robot = Robot(20.0, like=like, rename={"block": "object"})
+    assert list(import_policy("dp", tmp_path / "a.ckpt", robot).policy.spec.observations) == ["object", "arm"]
     workspace(tmp_path / "a.ckpt")
     found = import_policy("dp", tmp_path / "a.ckpt", Robot(20.0, like=like))
     assert "it names no task.obs_keys: the states are taken in the data's order, arm, object" in found.notes

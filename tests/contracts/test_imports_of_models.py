@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from kinoise import envs
 from kinoise.config import UsageError
+from kinoise.eval.evaluate import evaluate
 from kinoise.policies import build_policy
 from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy
@@ -25,6 +29,7 @@ from kinoise.train.import_policy import main as import_main
 from safetensors.torch import load_file, save_file
 
 LEVELS = 20
+SIZES = {"state": 3, "environment_state": 2}
 
 
 def stats(size: int, scale: float = 1.0) -> Stats:
@@ -33,12 +38,14 @@ def stats(size: int, scale: float = 1.0) -> Stats:
     return Stats(tuple((a + b) / 2 for a, b in zip(low, high, strict=True)), (scale,) * size, low, high, low, high, 100)
 
 
-def small(history: int = 2, images: bool = False, **options: object) -> Policy:
+def small(
+    history: int = 2, images: bool = False, sizes: Mapping[str, int] = SIZES, action: int = 2, **options: object
+) -> Policy:
     """A U-Net that LeRobot's DiffusionPolicy could be, with weights that are nowhere zero."""
-    observations = {"state": Feature((3,)), "environment_state": Feature((2,))}
+    observations = {key: Feature((size,)) for key, size in sizes.items()}
     if images:
         observations |= {"image.top": Feature((40, 44, 3), "image"), "image.wrist": Feature((40, 44, 3), "image")}
-    spec = Spec(observations, Feature((2,)), rate=10.0, control="absolute", language=False)
+    spec = Spec(observations, Feature((action,)), rate=10.0, control="absolute", language=False)
     config = DiffusionConfig(
         history=history,
         past=history - 1,
@@ -52,7 +59,7 @@ def small(history: int = 2, images: bool = False, **options: object) -> Policy:
         decode=DecodeConfig(sampler="ddpm", steps=LEVELS),
     )
     known = {key: stats(3, 60.0) if item.kind == "image" else stats(item.shape[0]) for key, item in observations.items()}
-    policy = build_policy(replace(config, **options), spec, {**known, "action": stats(2)}, ())
+    policy = build_policy(replace(config, **options), spec, {**known, "action": stats(action)}, ())
     gen = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for item in policy.parameters():
@@ -103,6 +110,54 @@ def test_statistics_among_the_weights_are_those_beside_them(tmp_path):
     save_file({name: item for name, item in weights.items() if name != f"{start}.max"}, tmp_path / "model.safetensors")
     with pytest.raises(KinoiseError, match=r"observation\.state is scaled by MIN_MAX.* lack max \(there are min\)"):
         import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def test_observations_take_the_names_of_the_robot(tmp_path):
+    policy = small(images=True)
+    export_lerobot(policy, tmp_path / "theirs")
+    names = {"state": "agent", "environment_state": "keypoints", "image.wrist": "image.hand"}
+    arguments = [str(tmp_path / "theirs"), f"out={tmp_path / 'run'}", "rate=10"]
+    said = ",".join(f"{old}: {new}" for old, new in names.items())
+    assert import_main([*arguments, f"rename={{{said}}}"]) == 0
+    found = load_policy(tmp_path / "run", device="cpu")
+    assert list(found.spec.observations) == ["agent", "keypoints", "image.top", "image.hand"]
+    assert found.config.vector.states == {"keypoints": "none"}
+    obs, gen = example(policy, rows=2), torch.Generator().manual_seed(0)
+    renamed = replace(obs, values={names.get(key, key): item for key, item in obs.values.items()})
+    torch.testing.assert_close(found.plan(renamed, gen).actions, plans(policy), rtol=1e-5, atol=1e-5)
+    with pytest.raises(KinoiseError, match=r"rename has \['hand'\], but the policy observes \['state', "):
+        import_policy("lerobot", tmp_path / "theirs", Robot(10.0, rename={"hand": "agent"}))
+    with pytest.raises(KinoiseError, match=r"several observations are called \['environment_state'\]"):
+        import_policy("lerobot", tmp_path / "theirs", Robot(10.0, rename={"state": "environment_state"}))
+
+
+def test_a_simulator_says_what_a_checkpoint_does_not(tmp_path):
+    """A policy for Push-T's disc and corners, under LeRobot's names of them, plays there once it has the simulator's."""
+    pytest.importorskip("gym_pusht")
+    with closing(envs.make("pusht")) as env:
+        spec = env.spec
+    names = {"state": "agent", "environment_state": "keypoints"}
+    sizes = {ours: spec.observations[theirs].shape[0] for ours, theirs in names.items()}
+    policy = small(sizes=sizes, action=spec.action_dim)
+    export_lerobot(policy, tmp_path / "theirs")
+    arguments = [str(tmp_path / "theirs"), f"out={tmp_path / 'run'}", "env=pusht"]
+    with pytest.raises(SpecMismatch, match=r"environment_state: only in the policy.*rename="):
+        import_main(arguments)
+    assert not (tmp_path / "run").exists()
+    assert import_main([*arguments, "rename={state: agent, environment_state: keypoints}"]) == 0
+    found = load_policy(tmp_path / "run", device="cpu")
+    assert found.spec == spec.select(["agent", "keypoints"])
+    assert found.texts == ("push the T-shaped block onto the T-shaped target",)
+    result = evaluate(found, "pusht", episodes=1, horizon=8)
+    assert result["success"]["n"] == 1
+    for said, told in (
+        ("data=somewhere", "data= beside env="),
+        ("rate=10", "rate= beside env="),
+    ):
+        with pytest.raises(UsageError, match=told):
+            import_main([*arguments, said])
+    with pytest.raises(UsageError, match=r"cameras=.* without env="):
+        import_main([*arguments[:2], "rate=10", "cameras=[top]"])
 
 
 def test_an_imported_policy_is_a_run_that_starts_warm_and_caches(tmp_path, capsys):
@@ -251,7 +306,7 @@ def test_data_of_another_robot_is_refused_and_its_own_gives_the_spec(tmp_path):
     assert found.spec == told
     assert found.plan(example(found), torch.Generator().manual_seed(0)).actions.isfinite().all()
     other = replace(told, action=Feature((7,)))
-    with pytest.raises(SpecMismatch, match=r"action: \(7,\) in the data, \(2,\) in the policy"):
+    with pytest.raises(SpecMismatch, match=r"action: \(7,\) there, \(2,\) in the policy"):
         import_policy("lerobot", tmp_path, Robot(10.0, like=(other, ())))
 
 
