@@ -53,8 +53,11 @@ class Env(gymnasium.Env[Any, np.ndarray]):
         stored: how many initial states come with the task, for `reset` to begin in; 0 where each is drawn.
         settle: steps of `idle_action` after which what hangs in the air in such a state has come to rest.
         versions: of Python and the simulator's packages where these are in a process that is not kinoise's own.
+        drawn: whether what is observed holds images; for whoever doesn't look at every step. While it is False, simulators that
+            can save themselves the drawing leave them out.
     """
 
+    drawn: bool = True
     stored: int = 0
     settle: int = 0
     versions: Mapping[str, str] = MappingProxyType({})

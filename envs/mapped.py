@@ -195,7 +195,7 @@ class MappedEnv(Env):
             wanted = self.spec.observations[key].shape
             if values.shape != wanted:
                 raise self._map.error(f"observations.{key}", f"expected the shape {wanted} as at first, came {values.shape}")
-        return found | {f"image.{camera}": self._image(camera) for camera in self._cameras}
+        return found | {f"image.{camera}": self._image(camera) for camera in self._cameras if self.drawn}
 
     def _state(self, key: str, taken: Taken) -> Float32[np.ndarray, "numbers"]:
         place = f"observations.{key}"

@@ -67,8 +67,8 @@ class Pictured(Env):
             self._renderer = None
 
     def _pictures(self) -> Values:
-        """What the policy's cameras see; empty without any."""
-        if self._renderer is None:
+        """What the policy's cameras see; empty without any, and while nothing is `drawn`."""
+        if self._renderer is None or not self.drawn:
             return {}
         return {f"image.{name}": self._renderer.draw(self._data, name, self._size) for name in self._cameras}
 

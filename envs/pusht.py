@@ -106,7 +106,7 @@ class PushT(Env):
             "block": np.array([*block.position, np.cos(block.angle), np.sin(block.angle)], np.float32),
             "keypoints": self._sim.get_keypoints(self._sim._block_shapes).astype(np.float32).ravel(),
         }
-        if self._pictured:
+        if self._pictured and self.drawn:
             values["image.top"] = np.asarray(self._sim._render(), np.uint8)
         return values
 

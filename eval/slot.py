@@ -211,7 +211,7 @@ class Slot:
         """Carries out `actions`; the outcome, once the episode ends. Raises EnvLost; then the job can be begun again."""
         assert self._episode is not None
         try:
-            over = any(self._episode.step(action) for action in actions)
+            over = any(self._episode.step(action, len(actions) - count) for count, action in enumerate(actions, 1))
         except EnvLost:
             self._drop()
             raise
@@ -262,9 +262,12 @@ class _Episode:
         self._env, self._terms = env, job.terms
         self._success, self._steps, self._total = False, 0, 0.0
         env.horizon = job.terms.wait + job.terms.horizon
+        # What lies before the first look, and between one look and the next, need not be drawn.
+        env.drawn = job.terms.wait == 0
         observation, _ = env.reset(seed=job.seed, options={"index": job.index})
         self._initial = env.initial()
-        for _ in range(job.terms.wait):
+        for left in range(job.terms.wait)[::-1]:
+            env.drawn = left == 0
             observation, *_ = env.step(np.array(job.terms.idle, np.float32))
             beat()
         self._turned = {key for key in job.terms.keys if env.spec.observations[key].kind == "image"}
@@ -283,10 +286,11 @@ class _Episode:
             pass
         return True
 
-    def step(self, action: np.ndarray) -> bool:
-        """Carries out one action; whether the episode is over."""
+    def step(self, action: np.ndarray, left: int = 0) -> bool:
+        """Carries out one action, after which `left` more come before the next look; whether the episode is over."""
         if not np.isfinite(action).all():
             raise KinoiseError(f"action {np.asarray(action).tolist()} at step {self._steps} is not finite")
+        self._env.drawn = self.job.keep or left < self._terms.history
         observation, reward, terminated, truncated, info = self._env.step(action)
         self._beat()
         reward = float(reward)

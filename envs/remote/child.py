@@ -71,6 +71,8 @@ class Host:
         env = self._env
         if env is None:
             raise KinoiseError(f"call={call}: no environment has been made")
+        if call in ("reset", "step"):
+            env.drawn = message.get("drawn", True)
         if call == "reset":
             env.horizon = message["horizon"]
             observation, info = env.reset(seed=message["seed"], options=message["options"])

@@ -2,7 +2,8 @@
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
 `line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time,
-`line/gone` is gone for good, `line/hang` never comes back; `line/unbuildable` can't be built.
+`line/gone` is gone for good, `line/hang` never comes back; `line/unbuildable` can't be built. The picture's channels hold the
+clock, the number of pictures drawn in this episode, and 0.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class LineWorld(Env):
         assert seed is not None
         place, way, side = np.random.default_rng(seed).random(3)
         self._position, self._goal = 0.1 * place, (0.5 + 0.5 * way) * (1 if side < 0.5 else -1)
-        self._odd, self._clock = seed % 2 == 1, 0
+        self._odd, self._clock, self._drawings = seed % 2 == 1, 0, 0
         return self._observation(), {}
 
     def step(self, action: np.ndarray):
@@ -86,7 +87,10 @@ class LineWorld(Env):
 
     def _observation(self) -> dict[str, np.ndarray]:
         state = np.array([self._position, self._goal, self._clock], np.float32)
-        return {"state": state, "image.top": np.full((4, 6, 3), self._clock, np.uint8)}
+        if not self.drawn:
+            return {"state": state}
+        self._drawings += 1
+        return {"state": state, "image.top": np.full((4, 6, 3), (self._clock, self._drawings, 0), np.uint8)}
 
 
 class LineExpert:

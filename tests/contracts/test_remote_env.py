@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,17 @@ def test_a_registered_task_is_the_same_in_another_process(installed: str) -> Non
     env.reset(seed=0)
     assert [env.step(action)[3] for _ in range(3)] == [False, False, True]
     env.close()
+
+
+def test_pictures_cross_only_when_they_are_wanted(installed: str) -> None:
+    pytest.importorskip("gym_pusht")
+    with closing(make(f"remote/{installed}/pusht/pusht", cameras=["top"], size=32)) as env:
+        env.drawn = False
+        assert "image.top" not in env.reset(seed=0)[0]
+        action = np.full(2, 200, np.float32)
+        assert "image.top" not in env.step(action)[0]
+        env.drawn = True
+        assert env.step(action)[0]["image.top"].shape == (32, 32, 3)
 
 
 def test_suites_and_lists_have_a_place_too() -> None:

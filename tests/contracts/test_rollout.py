@@ -77,6 +77,17 @@ def test_histories_are_the_last_steps_and_begin_by_repeating_the_first(pool: Wor
         assert obs.values["image.top"][0, :, 0, 0, 0].tolist() == obs.values["state"][0, :, 2].tolist()
 
 
+@pytest.mark.parametrize(("history", "execute", "wait"), [(1, 4, 0), (1, 4, 3), (2, 3, 2), (3, 2, 0)])
+def test_pictures_are_drawn_for_the_steps_that_are_looked_at_alone(pool: Workers, history: int, execute: int, wait: int):
+    terms, walker = Terms(history, ("state", "image.top"), HORIZON, wait, (0.0,)), Walker()
+    list(Rollout(pool, line_jobs("go", episodes=1, terms=terms), execute=execute).run(walker))
+    pictures = [obs.values["image.top"][0, :, 0, 0] for obs in walker.asked]
+    each = min(history, execute)
+    assert [int(item[-1, 1]) for item in pictures] == [1 + each * look for look in range(len(pictures))]
+    for obs, item in zip(walker.asked, pictures, strict=True):
+        assert item[:, 0].tolist() == obs.values["state"][0, :, 2].tolist()
+
+
 @pytest.mark.parametrize(
     ("task", "text"),
     [
