@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from .base import Policy, PolicyConfig
 from .compiled import UNROLLED, Graphs, Leaves
 from .core.codec import CODECS, Affine
 from .core.guidance import fixed, guided, pulled, softening
-from .core.network import Decoder, Denoiser, Films, Given, Level, Memory, NetworkConfig, UNet
+from .core.network import Decoder, Denoiser, Films, Given, Level, Memory, ModeTransformer, NetworkConfig, UNet
 from .core.process import ProcessConfig, make_process
 from .core.process.base import Denoise, Losses, Prediction
 from .core.process.gaussian import CLEAN
@@ -31,7 +31,7 @@ from .core.process.times import Times
 from .core.random import Gen, uniform
 from .core.sampler import DRAWING, EVALUATIONS, SAMPLERS
 from .core.start import distance, remembering, warm_noise
-from .encoders import EncoderConfig, ObservationEncoder, VectorConfig, VectorEncoder
+from .encoders import EncoderConfig, FilmConfig, FilmEncoder, ObservationEncoder, VectorConfig, VectorEncoder
 from .replan import Start, timed
 
 Context = Tensor | Memory | Films
@@ -50,6 +50,7 @@ class DiffusionConfig(PolicyConfig):
     network: NetworkConfig = field(default_factory=lambda: NetworkConfig(depth=3, ff=2.0, adaptive_norm=True))
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     vector: VectorConfig = field(default_factory=VectorConfig)
+    film: FilmConfig = field(default_factory=FilmConfig)
     past: int = field(
         default=0, metadata={"help": "actions before now that are denoised as well, but not part of a plan: LeRobot's horizon"}
     )
@@ -99,6 +100,9 @@ class DiffusionPolicy(Policy):
         if config.network.kind == "transformer":
             self.observe = ObservationEncoder(config.encoder, *about)
             self.network = Denoiser(config.network, spec.action_dim, self.length)
+        elif config.network.kind == "mode":
+            self.observe = FilmEncoder(config.film, *about)
+            self.network = cast(Any, ModeTransformer(config.network, spec.action_dim, self.length))
         else:
             self.observe = VectorEncoder(config.vector, *about)
             make = {"unet": UNet, "decoder": Decoder}[config.network.kind]

@@ -23,8 +23,9 @@ train, and RUN/import.json, which says where it came from. Nothing is unpickled 
 loaded in part: what does not fit is an error that lists it.
 
 from=lerobot: LeRobot's DiffusionPolicy, the folder pretrained_model (0.3 and 0.4). from=dp: a .ckpt of diffusion_policy's
-DiffusionTransformerLowdimPolicy. What such a checkpoint does not know about its robot comes from data=, a data set of it, from
-env=, a simulator of it with the cameras= that the policy sees, size= high and wide, or from rate=, control= and gripper=.
+DiffusionTransformerLowdimPolicy. from=mode: a folder of MoDE's release, with clip=, the CLIP that it was trained with. What
+such a checkpoint does not know about its robot comes from data=, a data set of it, from env=, a simulator of it with the
+cameras= that the policy sees, size= high and wide, or from rate=, control= and gripper=.
 rename= says what the robot calls what the policy observes."""
 
 
@@ -44,6 +45,7 @@ class Settings:
     gripper: list[int] | None = field(
         default=None, metadata={"help": "indices of the gripper in an action, likewise; none if null"}
     )
+    clip: str | None = field(default=None, metadata={"help": "from=mode: folder of the CLIP model that it was trained with"})
     rename: Any = field(default=None, metadata={"help": "the robot's names of what it observes, rename={image:image.top}"})
 
     def __post_init__(self) -> None:
@@ -57,6 +59,8 @@ class Settings:
             raise UsageError(f"{', '.join(said)} beside {known[0]}, which says so itself: leave out one or the other")
         if self.cameras and self.env is None:
             raise UsageError(f"cameras={self.cameras} without env=: they are a simulator's")
+        if self.clip is not None and self.source != "mode":
+            raise UsageError(f"clip={self.clip}: only from=mode has instructions that are CLIP's vectors")
         if self.control not in (None, *CONTROLS):
             raise UsageError(f"control={self.control}: expected one of {', '.join(CONTROLS)}")
         if not known and (self.rate is None or not self.rate > 0):
@@ -92,11 +96,13 @@ def main(argv: Sequence[str], command: str = "import") -> int:
 def robot_of(settings: Settings) -> Robot:
     """What the settings say about the robot: all of it in data or by a simulator, or in numbers."""
     names, like = new_names(settings.rename), None
+    clip = None if settings.clip is None else Path(settings.clip).expanduser()
     if settings.data is not None:
         store = open_store(settings.data)
         like = store.spec, tuple(store.texts)
     elif settings.env is not None:
         like = simulated(settings.env, settings.cameras, settings.size)
     if like is not None:
-        return Robot(like[0].rate, like=like, rename=names)
-    return Robot(float(settings.rate or 0), settings.control or "absolute", tuple(settings.gripper or ()), rename=names)
+        return Robot(like[0].rate, like=like, rename=names, clip=clip)
+    control, gripper = settings.control or "absolute", tuple(settings.gripper or ())
+    return Robot(float(settings.rate or 0), control, gripper, rename=names, clip=clip)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from .diffusion_policy import import_dp
 from .lerobot import export_lerobot, import_lerobot
+from .mode import import_mode
 from .robot import Imported, Robot
 
-SOURCES: dict[str, Callable[[Path, Robot], Imported]] = {"lerobot": import_lerobot, "dp": import_dp}
+SOURCES: dict[str, Callable[[Path, Robot], Imported]] = {"lerobot": import_lerobot, "dp": import_dp, "mode": import_mode}
 """Importers by the name of what wrote the checkpoint. A new one is a file and a line here."""
 
 

@@ -30,6 +30,7 @@ class Robot:
         gripper: indices of the gripper's dimensions in the action.
         like: the spec and the instructions of data or a simulator of this robot, in place of these three.
         rename: what the checkpoint's observations are called on this robot, by what the importer calls them.
+        clip: the folder of a CLIP model, for those whose instructions are its vectors.
     """
 
     rate: float
@@ -37,6 +38,7 @@ class Robot:
     gripper: tuple[int, ...] = ()
     like: tuple[Spec, tuple[str, ...]] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    clip: Path | None = None
 
     def keys(self, observed: Sequence[str]) -> list[str]:
         """The robot's names of these observations. Raises KinoiseError for a `rename` of others, and for a name given twice."""

@@ -2,8 +2,21 @@
 
 from .config import NetworkConfig
 from .decoder import Decoder
+from .mode import ModeTransformer
 from .tokens import Prefix, TokenDenoiser
 from .transformer import Denoiser, Given, Level, Memory
 from .unet import Films, UNet
 
-__all__ = ["Decoder", "Denoiser", "Films", "Given", "Level", "Memory", "NetworkConfig", "Prefix", "TokenDenoiser", "UNet"]
+__all__ = [
+    "Decoder",
+    "Denoiser",
+    "Films",
+    "Given",
+    "Level",
+    "Memory",
+    "ModeTransformer",
+    "NetworkConfig",
+    "Prefix",
+    "TokenDenoiser",
+    "UNet",
+]

@@ -9,7 +9,7 @@ from typing import Any
 from ....spec import KinoiseError
 
 NAMES = {
-    "kind": ("transformer", "unet", "decoder"),
+    "kind": ("transformer", "unet", "decoder", "mode"),
     "context": ("prefix", "cross"),
     "noise_embedding": ("linear", "sinusoidal"),
     "activation": ("swiglu", "gelu"),
@@ -57,7 +57,9 @@ class NetworkConfig:
     Raises KinoiseError for a name it does not know, or numbers that do not fit together.
     """
 
-    kind: str = _option("transformer", "transformer; unet: convolutions over time; decoder: DP-T's transformer")
+    kind: str = _option(
+        "transformer", "transformer; unet: convolutions over time; decoder: DP-T's transformer; mode: MoDE's, as released"
+    )
     width: int = _option(128, "numbers in a token; a multiple of 2 * heads")
     depth: int = _option(4, "blocks")
     heads: int = _option(4, "attention heads")
