@@ -2,8 +2,7 @@
 
 The tasks: `line/go` works; of the others the episodes with an odd seed misbehave: `line/raise` raises in the middle,
 `line/die` ends its process, `line/nan` pays NaN, `line/stuck` does not move, `line/lost` loses its own process the first time,
-`line/gone` is gone for good, `line/hang` never comes back; `line/unbuildable` can't be built. The picture's channels hold the
-clock, the number of pictures drawn in this episode, and 0.
+`line/gone` is gone for good, `line/hang` never comes back; `line/unbuildable` can't be built.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class LineWorld(Env):
         assert seed is not None
         place, way, side = np.random.default_rng(seed).random(3)
         self._position, self._goal = 0.1 * place, (0.5 + 0.5 * way) * (1 if side < 0.5 else -1)
-        self._odd, self._clock, self._drawings = seed % 2 == 1, 0, 0
+        self._odd, self._clock = seed % 2 == 1, 0
         return self._observation(), {}
 
     def step(self, action: np.ndarray):
@@ -87,10 +86,7 @@ class LineWorld(Env):
 
     def _observation(self) -> dict[str, np.ndarray]:
         state = np.array([self._position, self._goal, self._clock], np.float32)
-        if not self.drawn:
-            return {"state": state}
-        self._drawings += 1
-        return {"state": state, "image.top": np.full((4, 6, 3), (self._clock, self._drawings, 0), np.uint8)}
+        return {"state": state, "image.top": np.full((4, 6, 3), self._clock, np.uint8)} if self.drawn else {"state": state}
 
 
 class LineExpert:
@@ -134,6 +130,23 @@ def make_elsewhere(task: str, *, render: bool = False) -> LineWorld:
     world = LineWorld(task, render=render)
     world.versions = {"python": "3.12.1", "mujoco": "9.9"}
     return world
+
+
+class CountingWorld(LineWorld):
+    """The picture's second channel holds how many of them were drawn."""
+
+    _drawings = 0
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        found = super()._observation()
+        if "image.top" in found:
+            self._drawings += 1
+            found["image.top"][..., 1] = self._drawings
+        return found
+
+
+def make_counting(task: str, *, render: bool = False) -> CountingWorld:
+    return CountingWorld(task, render=render)
 
 
 class CentimetreWorld(LineWorld):

@@ -22,7 +22,7 @@ from kinoise.eval.schedule import Schedule
 from kinoise.eval.slot import Job, ReplayDriver, Terms
 from kinoise.eval.workers import Workers
 from kinoise.spec import KinoiseError, Observation, Plan
-from line_world import HORIZON, ExpertDriver, make, make_slow
+from line_world import HORIZON, ExpertDriver, make, make_counting, make_slow
 from walker import CHUNK, TERMS, Walker, line_jobs, summary
 
 
@@ -78,9 +78,10 @@ def test_histories_are_the_last_steps_and_begin_by_repeating_the_first(pool: Wor
 
 
 @pytest.mark.parametrize(("history", "execute", "wait"), [(1, 4, 0), (1, 4, 3), (2, 3, 2), (3, 2, 0)])
-def test_pictures_are_drawn_for_the_steps_that_are_looked_at_alone(pool: Workers, history: int, execute: int, wait: int):
+def test_pictures_are_drawn_for_the_steps_that_are_looked_at_alone(history: int, execute: int, wait: int):
     terms, walker = Terms(history, ("state", "image.top"), HORIZON, wait, (0.0,)), Walker()
-    list(Rollout(pool, line_jobs("go", episodes=1, terms=terms), execute=execute).run(walker))
+    with Workers(make_counting, 1) as counting:
+        list(Rollout(counting, line_jobs("go", episodes=1, terms=terms), execute=execute).run(walker))
     pictures = [obs.values["image.top"][0, :, 0, 0] for obs in walker.asked]
     each = min(history, execute)
     assert [int(item[-1, 1]) for item in pictures] == [1 + each * look for look in range(len(pictures))]
