@@ -1,4 +1,6 @@
-"""LeRobot's DiffusionPolicy, for `benchmarks.peers`: run by the Python of its own environment, without kinoise.
+"""LeRobot's DiffusionPolicy, for `benchmarks.peers` and `benchmarks.imported`: run by the Python of its own environment.
+
+It is one that its settings describe, untrained, or a checkpoint's. Nothing of kinoise is imported.
 
 `python lerobot_side.py SETTINGS` (JSON) prints what it is, as a line of JSON. For every line that it then reads it plans once
 and prints the seconds that this took.
@@ -10,8 +12,12 @@ import json
 import sys
 import time
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
 OBSERVATIONS = {"observation.state": "STATE", "observation.environment_state": "ENV"}
 """LeRobot wants both, or images: the robot's numbers, and all the others."""
@@ -29,9 +35,7 @@ def load_torchvision() -> torch.library.Library:
     return library
 
 
-def main(settings: dict) -> None:
-    torch.set_num_threads(settings["threads"])
-    kept = load_torchvision()
+def untrained(settings: dict) -> DiffusionPolicy:
     from lerobot.configs.types import FeatureType, PolicyFeature
     from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
@@ -49,8 +53,18 @@ def main(settings: dict) -> None:
         num_inference_steps=settings["steps"],
         device="cpu",
     )
-    policy = DiffusionPolicy(config).eval()
-    batch = {key: torch.zeros(1, size) for key, size in sizes.items()}
+    return DiffusionPolicy(config)
+
+
+def main(settings: dict) -> None:
+    torch.set_num_threads(settings["threads"])
+    kept = load_torchvision()
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+
+    checkpoint = settings.get("checkpoint")
+    policy = untrained(settings) if checkpoint is None else DiffusionPolicy.from_pretrained(checkpoint, strict=True)
+    policy.eval()
+    batch = {key: torch.zeros(1, *item.shape) for key, item in policy.config.input_features.items()}
     told = {name: version(name) for name in ("lerobot", "torch", "diffusers")}
     print(json.dumps({"parameters": sum(item.numel() for item in policy.parameters()), "versions": told}), flush=True)
     for _ in sys.stdin:
