@@ -18,6 +18,25 @@ def site(block: int, branch: str) -> str:
     return f"{block}.{branch}"
 
 
+Keep = Callable[[str, Callable[[], Tensor]], Tensor]
+"""`keep(branch, compute)`: how a cache stands between a block's branch and what it gives."""
+
+
+def _computed(branch: str, compute: Callable[[], Tensor]) -> Tensor:
+    return compute()
+
+
+COMPUTED: Keep = _computed
+"""Without a cache: every branch is computed."""
+
+
+def keeping(cache: FeatureCache | None, block: int) -> Keep:
+    """A block's."""
+    if cache is None:
+        return COMPUTED
+    return lambda branch, compute: cache.residual(site(block, branch), compute)
+
+
 Refresh = Callable[[str, int], bool]
 """`refresh(site, evaluation)`: whether a branch is computed. Evaluations count from 0, in which all are whatever it says."""
 

@@ -46,6 +46,13 @@ def uniform(shape: Sequence[int], gen: Gen, device: torch.device | str = "cpu") 
     return move(_draw(torch.rand, shape, gen), device)
 
 
+def dropout(x: Tensor, rate: float, gen: Gen | None) -> Tensor:
+    """`x` with a share `rate` of it zero and the rest larger for it; `x` itself without a generator."""
+    if gen is None or rate == 0:
+        return x
+    return x * ((uniform(x.shape, gen, x.device) >= rate).to(x.dtype) / (1 - rate))
+
+
 def branched(gen: Gen) -> Gen:
     """New generators in place of these, which move on by one draw each however much the new ones draw."""
     if isinstance(gen, Stretch):

@@ -6,7 +6,7 @@ so that its weights can be used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..cache import FeatureCache, site
+from ..cache import COMPUTED, FeatureCache, Keep, keeping
 from ..process.base import Prediction
-from ..random import Gen, uniform
+from ..random import Gen, dropout
 from .attention import KeyValues
 from .config import NetworkConfig
 from .transformer import Level, Memory, drawn
@@ -62,11 +62,8 @@ class Layer(nn.Module):
         memory: KeyValues | None = None,
         seen: Bool[Tensor, "tokens context"] | None = None,
         gen: Gen | None = None,
-        keep: Callable[[str, Callable[[], Tensor]], Tensor] | None = None,
+        kept: Keep = COMPUTED,
     ) -> Float[Tensor, "batch tokens width"]:
-        """`keep(branch, compute)`: how a cache stands between a branch and what it gives."""
-        kept = keep or _computed
-
         def attend() -> Tensor:
             h = self.norms[0](x)
             return self.attention(h, self.attention.offer(h), causal)
@@ -80,13 +77,7 @@ class Layer(nn.Module):
         return z + self._drop(kept("feedforward", lambda: self.out(self._drop(F.gelu(self.into(self.norms[-1](z))), gen))), gen)
 
     def _drop(self, x: Tensor, gen: Gen | None) -> Tensor:
-        if gen is None or self.rate == 0:
-            return x
-        return x * ((uniform(x.shape, gen, x.device) >= self.rate).to(x.dtype) / (1 - self.rate))
-
-
-def _computed(branch: str, compute: Callable[[], Tensor]) -> Tensor:
-    return compute()
+        return dropout(x, self.rate, gen)
 
 
 class Decoder(nn.Module):
@@ -138,8 +129,7 @@ class Decoder(nn.Module):
         causal, seen = (self.causal, self.seen) if self.config.causal else (None, None)
         h = self.actions(x.to(self.position.dtype)) + self.position
         for index, (block, known) in enumerate(zip(self.blocks, memory, strict=True)):
-            keep = None if cache is None else _kept(cache, index)
-            h = block(h, causal, known, seen, gen, keep)
+            h = block(h, causal, known, seen, gen, keeping(cache, index))
         return Prediction(self.head(self.norm(h)).to(x.dtype))
 
     def remember(self, context: Float[Tensor, "batch steps features"]) -> Float[Tensor, "batch steps features"] | Memory:
@@ -177,7 +167,3 @@ class Decoder(nn.Module):
 
     def _offer(self, memory: Float[Tensor, "batch tokens width"]) -> tuple[KeyValues, ...]:
         return tuple(block.cross.offer(memory) for block in self.blocks if block.cross is not None)
-
-
-def _kept(cache: FeatureCache, index: int) -> Callable[[str, Callable[[], Tensor]], Tensor]:
-    return lambda branch, compute: cache.residual(site(index, branch), compute)

@@ -7,7 +7,7 @@ Shape suffixes of weights: E experts, H hidden (of which each expert has two: va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -15,16 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..cache import FeatureCache, site
+from ..cache import FeatureCache, Keep, keeping
 from ..process.base import Prediction
-from ..random import Gen, uniform
+from ..random import Gen, dropout
 from .config import NetworkConfig
 from .embed import NoiseEmbedding, init_, linear, unit
 from .moe import Dispatch, Share, choose, dispatch, imbalance
 from .transformer import Given, Level, drawn
-
-Keep = Callable[[str, Callable[[], Tensor]], Tensor]
-"""`keep(branch, compute)`: how a cache stands between a branch and what it gives."""
 
 
 class Heads(nn.Module):
@@ -120,9 +117,7 @@ class Layer(nn.Module):
         return h + self._drop(kept("feedforward", lambda: self.experts(h, how)), gen)
 
     def _drop(self, x: Tensor, gen: Gen | None) -> Tensor:
-        if gen is None or self.rate == 0:
-            return x
-        return x * ((uniform(x.shape, gen, x.device) >= self.rate).to(x.dtype) / (1 - self.rate))
+        return dropout(x, self.rate, gen)
 
 
 class ModeTransformer(nn.Module):
@@ -164,7 +159,7 @@ class ModeTransformer(nn.Module):
         for index, (block, how) in enumerate(zip(self.blocks, level.experts, strict=True)):
             assert how is not None
             keep = self.chunk if index == len(self.blocks) - 1 else h.shape[1]
-            h = block(h, level.token, how, keep, gen, _computed if cache is None else _kept(cache, index))
+            h = block(h, level.token, how, keep, gen, keeping(cache, index))
         value = self.head(unit(h, self.norm * self.config.width**0.5)).to(x.dtype)
         return Prediction(value, None if level.balance is None else self.config.balance * level.balance)
 
@@ -191,11 +186,3 @@ class ModeTransformer(nn.Module):
         choice = choose(probabilities, self.config.top_k, gen)
         balance = imbalance(probabilities, choice) if self.training else None
         return Level(phi[:, None], [], dispatch(choice, self.config.experts), balance)
-
-
-def _computed(branch: str, compute: Callable[[], Tensor]) -> Tensor:
-    return compute()
-
-
-def _kept(cache: FeatureCache, index: int) -> Keep:
-    return lambda branch, compute: cache.residual(site(index, branch), compute)

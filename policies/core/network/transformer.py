@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ....spec import KinoiseError
 from ..cache import FeatureCache, site
 from ..process.base import Prediction
-from ..random import Gen, uniform
+from ..random import Gen, dropout
 from .attention import Attention, KeyValues
 from .config import NetworkConfig
 from .embed import Modulation, Modulations, NoiseEmbedding, linear, unit
@@ -163,10 +163,7 @@ class Block(nn.Module):
         return dispatch(choice, self.config.experts)[0], balance
 
     def _drop(self, x: Tensor, gen: Gen | None) -> Tensor:
-        rate = self.config.dropout
-        if gen is None or rate == 0:
-            return x
-        return x * ((uniform(x.shape, gen, x.device) >= rate).to(x.dtype) / (1 - rate))
+        return dropout(x, self.config.dropout, gen)
 
 
 class Denoiser(nn.Module):
