@@ -1,4 +1,4 @@
-"""Camera images as tokens: a ResNet-18 that the instruction modulates."""
+"""Camera images as tokens: a ResNet that the instruction modulates."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from ...spec import KinoiseError
 
 STAGES, CHANNELS, POINTS = (64, 128, 256, 512), 512, 64
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
+GROUP = 16
+"""Channels that are normalised together."""
+DEPTHS = {"resnet10": (1, 1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 """Blocks of each stage."""
 POOLS = ("softmax", "average")
 
@@ -25,18 +27,19 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _group(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // 16, channels)
+    return nn.GroupNorm(channels // GROUP, channels)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"group": _group, "batch": nn.BatchNorm2d}
 
 
-def block_shapes(backbone: str) -> list[tuple[int, int, int]]:
-    """Inputs, outputs and stride of each residual block."""
-    found, inputs = [], STAGES[0]
-    for outputs, depth in zip(STAGES, DEPTHS[backbone], strict=True):
+def block_shapes(backbone: str, channels: int = STAGES[0]) -> list[tuple[int, int, int]]:
+    """Inputs, outputs and stride of each residual block, the first stage of which has so many channels."""
+    found, inputs = [], channels
+    for stage, depth in zip(STAGES, DEPTHS[backbone], strict=True):
+        outputs = stage * channels // STAGES[0]
         for index in range(depth):
-            found.append((inputs, outputs, 2 if index == 0 and outputs > STAGES[0] else 1))
+            found.append((inputs, outputs, 2 if index == 0 and outputs > channels else 1))
             inputs = outputs
     return found
 
@@ -78,11 +81,11 @@ class SpatialSoftmax(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet-18 or -34 (arXiv 1512.03385) with group norm instead of batch norm, whose running statistics an EMA would spoil.
+    """A ResNet (arXiv 1512.03385) with group norm instead of batch norm, whose running statistics an EMA would spoil.
 
-    As in diffusion_policy (arXiv 2303.04137) there is a spatial softmax at its end, which keeps the places of things;
-    `average` is the classifier's global mean, which drops them. MoDE's FiLM on every block carries the instruction; it
-    starts as the identity.
+    With the paper's 64 `channels` in the first stage or others, and twice as many in each further one. As in diffusion_policy
+    (arXiv 2303.04137) there is a spatial softmax at its end, which keeps the places of things; `average` is the classifier's
+    global mean, which drops them. MoDE's FiLM on every block carries the instruction; it starts as the identity.
     """
 
     def __init__(
@@ -93,20 +96,22 @@ class ResNet(nn.Module):
         points: int = POINTS,
         backbone: str = "resnet18",
         norm: str = "group",
+        channels: int = STAGES[0],
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, STAGES[0], 7, 2), NORMS[norm](STAGES[0]), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        shapes = block_shapes(backbone)
+        self.stem = nn.Sequential(_conv(3, channels, 7, 2), NORMS[norm](channels), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        shapes = block_shapes(backbone, channels)
         self.blocks = nn.ModuleList(ResidualBlock(*shape, norm) for shape in shapes)
         self.sizes = [2 * outputs for _, outputs, _ in shapes]
         self.film = None if condition is None else nn.Linear(condition, sum(self.sizes))
         if self.film is not None:
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
+        last = shapes[-1][1]
         if pool == "softmax":
-            self.pool, features = SpatialSoftmax(CHANNELS, points), 2 * points
+            self.pool, features = SpatialSoftmax(last, points), 2 * points
         else:
-            self.pool, features = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), CHANNELS
+            self.pool, features = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), last
         self.out = nn.Linear(features, width)
 
     def forward(
@@ -136,17 +141,29 @@ class ImageEncoder(nn.Module):
         condition: size of the vector that modulates the features (the instruction's); None for none.
         shared: one network for all cameras instead of one each.
         pool: `softmax` keeps where things are (the default), `average` does not.
+        backbone: one of DEPTHS.
+        channels: of its first stage, a multiple of GROUP.
 
     Raises KinoiseError for an unknown pool.
     """
 
     def __init__(
-        self, cameras: int, history: int, width: int, condition: int | None = None, shared: bool = False, pool: str = "softmax"
+        self,
+        cameras: int,
+        history: int,
+        width: int,
+        condition: int | None = None,
+        shared: bool = False,
+        pool: str = "softmax",
+        backbone: str = "resnet18",
+        channels: int = STAGES[0],
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise KinoiseError(f"pool={pool}: expected one of {', '.join(POOLS)}")
-        self.networks = nn.ModuleList(ResNet(width, condition, pool) for _ in range(1 if shared else cameras))
+        self.networks = nn.ModuleList(
+            ResNet(width, condition, pool, backbone=backbone, channels=channels) for _ in range(1 if shared else cameras)
+        )
         self.place = nn.Parameter(torch.randn(cameras, history, width))
 
     def forward(

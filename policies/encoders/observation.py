@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...spec import Feature, KinoiseError, Observation, Spec, Stats
 from ..core.codec import CODECS, Affine
-from .image import POOLS, ImageEncoder
+from .image import DEPTHS, GROUP, POOLS, STAGES, ImageEncoder
 from .language import Language
 from .state import state_encoder, state_scaling
 
@@ -24,11 +24,15 @@ class EncoderConfig:
     state: str = field(default="meanstd", metadata={"help": "scaling of state: meanstd, minmax or quantile"})
     shared_cameras: bool = field(default=False, metadata={"help": "one image network for all cameras"})
     pool: str = field(default="softmax", metadata={"help": "end of the image network: softmax or average"})
+    backbone: str = field(default="resnet18", metadata={"help": f"the image network: {', '.join(DEPTHS)}"})
+    channels: int = field(default=STAGES[0], metadata={"help": f"of its first stage, a multiple of {GROUP}: fewer are faster"})
 
     def __post_init__(self) -> None:
-        for name, known in {"state": CODECS, "pool": POOLS}.items():
+        for name, known in {"state": CODECS, "pool": POOLS, "backbone": DEPTHS}.items():
             if getattr(self, name) not in known:
                 raise KinoiseError(f"encoder.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
+        if self.channels < GROUP or self.channels % GROUP:
+            raise KinoiseError(f"encoder.channels={self.channels}: expected a multiple of {GROUP}, at least {GROUP}")
 
 
 class ObservationEncoder(nn.Module):
@@ -58,13 +62,14 @@ class ObservationEncoder(nn.Module):
         self.images = None
         small = [key for key in self.cameras if min(spec.observations[key].shape[:2]) <= 32]
         if small and config.pool == "softmax":
-            # ResNet-18 divides sizes by 32: a map of one place fires at that place whatever it sees.
+            # A ResNet divides sizes by 32: a map of one place fires at that place whatever it sees.
             raise KinoiseError(
                 f"{small}: images of at most 32 pixels leave nothing to see; take larger ones, or encoder.pool=average"
             )
         if self.cameras:
             condition = width if spec.language else None
-            self.images = ImageEncoder(len(self.cameras), history, width, condition, config.shared_cameras, config.pool)
+            network = config.shared_cameras, config.pool, config.backbone, config.channels
+            self.images = ImageEncoder(len(self.cameras), history, width, condition, *network)
 
     def forward(self, obs: Observation, dropped: Bool[Tensor, "batch"] | None = None) -> Float[Tensor, "batch tokens width"]:
         """Args:

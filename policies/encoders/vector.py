@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from ...spec import KinoiseError, Observation, Spec, Stats
-from .image import DEPTHS, NORMS, ResNet
+from .image import NORMS, ResNet
 from .language import Language
 from .observation import check_observation
 
 EPSILON = 1e-8
 """Added to standard deviations, as LeRobot does."""
 
+BACKBONES = ("resnet18", "resnet34")
 SCALINGS = ("minmax", "meanstd", "quantile", "none")
 SMALLEST = 33
 """Pixels a side: ResNets divide sizes by 32, and a map of one place fires at that place whatever it sees."""
@@ -37,7 +38,7 @@ class VectorConfig:
     image: str = field(default="meanstd", metadata={"help": "scaling of images by channel, alike; none: to [0, 1]"})
     resize: list[int] | None = field(default=None, metadata={"help": "height and width that images are brought to first"})
     crop: list[int] | None = field(default=None, metadata={"help": "height and width of their middle that is looked at"})
-    backbone: str = field(default="resnet18", metadata={"help": f"one of {', '.join(DEPTHS)}"})
+    backbone: str = field(default="resnet18", metadata={"help": f"one of {', '.join(BACKBONES)}"})
     norm: str = field(default="group", metadata={"help": "of the backbone: group, or batch for weights that came with it"})
     shared_cameras: bool = field(default=False, metadata={"help": "one image network for all cameras"})
     language: bool = field(default=True, metadata={"help": "tell the network the instruction, if there is one"})
@@ -47,7 +48,7 @@ class VectorConfig:
         for name, value in [("state", self.state), ("image", self.image), *self.states.items()]:
             if value not in SCALINGS:
                 raise KinoiseError(f"vector: scaling {value} of {name}: expected one of {', '.join(SCALINGS)}")
-        for name, known in (("backbone", DEPTHS), ("norm", NORMS)):
+        for name, known in (("backbone", BACKBONES), ("norm", NORMS)):
             if getattr(self, name) not in known:
                 raise KinoiseError(f"vector.{name}={getattr(self, name)}: expected one of {', '.join(known)}")
         for name in ("resize", "crop"):

@@ -69,14 +69,20 @@ ENCODERS = {
         1,
     ),
     **{
-        f"image, {pool}, shared={shared}, conditioned={condition is not None}": (
-            lambda pool=pool, shared=shared, condition=condition: ImageEncoder(2, HISTORY, WIDTH, condition, shared, pool),
+        f"image, {pool}, shared={shared}, conditioned={condition is not None}, {network}": (
+            lambda pool=pool, shared=shared, condition=condition, network=network: ImageEncoder(
+                2, HISTORY, WIDTH, condition, shared, pool, *network
+            ),
             lambda encoder, rows, condition=condition: encoder(
                 [images(4)[rows], images(4, 56)[rows]], None if condition is None else torch.eye(4, condition)[rows]
             ),
             2 * HISTORY,
         )
-        for pool, shared, condition in (("softmax", False, 8), ("average", True, None))
+        for pool, shared, condition, network in (
+            ("softmax", False, 8, ("resnet18", 64)),
+            ("average", True, None, ("resnet34", 16)),
+            ("softmax", True, 8, ("resnet10", 32)),
+        )
     },
 }
 

@@ -8,6 +8,7 @@ Shape suffixes of weights: E experts, H hidden (of which each expert has two: va
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,7 +21,7 @@ from ..process.base import Prediction
 from ..random import Gen, dropout
 from .config import NetworkConfig
 from .embed import NoiseEmbedding, init_, linear, unit
-from .moe import Dispatch, Share, choose, dispatch, imbalance
+from .moe import Dispatch, Share, choose, dispatch, grouped, imbalance
 from .transformer import Given, Level, drawn
 
 
@@ -77,13 +78,12 @@ class Experts(nn.Module):
         """`how`: the experts of all rows, or each row's own."""
         if not isinstance(how, Dispatch):
             return sum((F.linear(_hidden(x, *into) * weight, out) for into, out, weight in how), x.new_zeros(()))
-        tokens = x.shape[1]
-        groups = x.index_select(0, how.source).flatten(0, 1).split([size * tokens for size in how.sizes])
-        weights = (item.unbind() for item in (self.w_in_EHD, self.b_in_EH, self.w_out_EDH))
-        experts = zip(groups, *weights, strict=True)
-        places = torch.cat([F.linear(_hidden(group, into, bias), out) for group, into, bias, out in experts])
-        chosen = places.unflatten(0, (-1, tokens)).index_select(0, how.back.flatten()).unflatten(0, how.back.shape)
-        return torch.einsum("rk,rktd->rtd", how.weights.to(chosen.dtype), chosen)
+        parts = zip(*(item.unbind() for item in (self.w_in_EHD, self.b_in_EH, self.w_out_EDH)), strict=True)
+        return grouped(x, how, [partial(_expert, into=into, bias=bias, out=out) for into, bias, out in parts])
+
+
+def _expert(x: Tensor, into: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    return F.linear(_hidden(x, into, bias), out)
 
 
 def _hidden(x: Tensor, into: Tensor, bias: Tensor) -> Tensor:

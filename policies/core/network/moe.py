@@ -5,7 +5,8 @@ Shape suffixes of weights: E experts, P parts of the first layer (2 with a gate)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,18 @@ def dispatch(choice: Choice, experts: int) -> tuple[Dispatch, ...]:
     return tuple(map(Dispatch, order // top_k, sizes, back, choice.weights.unbind(1)))
 
 
+def grouped(
+    x: Float[Tensor, "batch tokens width"], how: Dispatch, experts: Sequence[Callable[[Tensor], Tensor]]
+) -> Float[Tensor, "batch tokens width"]:
+    """What each row's own experts make of it, weighed. A row is a sample or a token; an expert maps `[places, width]`."""
+    rows = x.reshape(len(how.back), -1, x.shape[-1])
+    tokens = rows.shape[1]
+    groups = rows.index_select(0, how.source).flatten(0, 1).split([size * tokens for size in how.sizes])
+    places = torch.cat([expert(group) for group, expert in zip(groups, experts, strict=True)])
+    chosen = places.unflatten(0, (-1, tokens)).index_select(0, how.back.flatten()).unflatten(0, how.back.shape)
+    return torch.einsum("rk,rktd->rtd", how.weights.to(chosen.dtype), chosen).view_as(x)
+
+
 def imbalance(probabilities: Float[Tensor, "rows layers experts"], choice: Choice) -> Float[Tensor, ""]:
     """E sum_e f_e p_e, the mean over layers (Switch Transformer, arXiv 2101.03961, eq. 4).
 
@@ -125,7 +138,9 @@ class FeedForward(nn.Module):
     ) -> Float[Tensor, "batch tokens width"]:
         """`how`: the experts of all rows; each row's own (a row is a sample or a token); None where there is but one."""
         if isinstance(how, Dispatch):
-            return self._grouped(x, how)
+            # unbind, not indexing: its gradient is one stack, where each index would fill a tensor of all experts' size.
+            parts = zip(self.w_in_EPHD.unbind(), self.w_out_EDH.unbind(), strict=True)
+            return grouped(x, how, [partial(_expert, into=into.unbind(), out=out) for into, out in parts])
         if how is None:
             return F.linear(_hidden(x, self.w_in_EPHD[0].unbind()), self.w_out_EDH[0])
         y = rows = x.flatten(0, 1)  # addmm adds to y, which counts nothing (beta 0) where it is still x
@@ -134,15 +149,9 @@ class FeedForward(nn.Module):
             y = torch.addmm(y, hidden, out, beta=min(index, 1), alpha=alpha)
         return y.view_as(x)
 
-    def _grouped(self, x: Tensor, how: Dispatch) -> Tensor:
-        rows = x.reshape(len(how.back), -1, x.shape[-1])
-        tokens = rows.shape[1]
-        groups = rows.index_select(0, how.source).flatten(0, 1).split([size * tokens for size in how.sizes])
-        # unbind, not indexing: its gradient is one stack, where each index would fill a tensor of all experts' size.
-        experts = zip(groups, self.w_in_EPHD.unbind(), self.w_out_EDH.unbind(), strict=True)
-        places = torch.cat([F.linear(_hidden(group, into.unbind()), out) for group, into, out in experts])
-        chosen = places.unflatten(0, (-1, tokens)).index_select(0, how.back.flatten()).unflatten(0, how.back.shape)
-        return torch.einsum("rk,rktd->rtd", how.weights.to(chosen.dtype), chosen).view_as(x)
+
+def _expert(x: Tensor, into: Sequence[Tensor], out: Tensor) -> Tensor:
+    return F.linear(_hidden(x, into), out)
 
 
 def _hidden(x: Tensor, into: Sequence[Tensor]) -> Tensor:
