@@ -30,7 +30,7 @@ from kinoise.data.windows import Windows
 from kinoise.spec import Feature, Spec
 
 from .peer import Peer, environment
-from .peers import LEROBOT, NEEDS
+from .peers import lerobot_environment
 from .record import ratio, write
 from .speed import alternate
 
@@ -168,7 +168,7 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     folder, data = Path(settings.folder).expanduser(), Path(settings.data)
     data.mkdir(parents=True, exist_ok=True)
-    beside_lerobot = environment(folder / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+    beside_lerobot = lerobot_environment(folder)
     beside_robomimic = environment(folder / "robomimic", ROBOMIMIC, ROBOMIMIC_NEEDS)
     figures = {
         "shape": {"episodes": settings.episodes, "steps": settings.steps, "chunk": CHUNK, "batch": BATCH, "side": SIDE},

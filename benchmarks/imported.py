@@ -26,7 +26,7 @@ from kinoise.spec import KinoiseError
 from omegaconf import MISSING
 
 from . import replanning
-from .peer import Peer, environment
+from .peer import Peer
 from .played import Partial
 from .record import milliseconds, ratio, write
 
@@ -103,10 +103,10 @@ def main(argv: Sequence[str]) -> int:
     check(settings)
     import torch
 
-    from .peers import LEROBOT, NEEDS
+    from .peers import lerobot_environment
 
     torch.set_num_threads(settings.threads)
-    python = environment(Path(settings.folder).expanduser() / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+    python = lerobot_environment(Path(settings.folder).expanduser())
     played = replanning.Settings(settings.env, settings.episodes, settings.seeds, only=["short", *WARM, "cold_2", "cold_1"])
     rows = [row for row in replanning.rows_of(settings.run, played) if row.name in (replanning.REFERENCE, *WARM)]
     times = timed(settings, python, rows)

@@ -227,6 +227,11 @@ def slower(name: str, times: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
+def lerobot_environment(folder: Path) -> Path:
+    """The Python of LeRobot's environment in `folder`, made where it is not there yet. Raises Absent as `environment` does."""
+    return environment(folder / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+
+
 def reached(settings: Settings) -> tuple[dict[str, tuple[Path, dict[str, Any]]], dict[str, str]]:
     """The peers in processes of their own that can be had, and why the others can't."""
     folder = Path(settings.folder).expanduser()
@@ -234,7 +239,7 @@ def reached(settings: Settings) -> tuple[dict[str, tuple[Path, dict[str, Any]]],
     absent: dict[str, str] = {}
     try:
         if settings.lerobot:
-            found["lerobot"] = environment(folder / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS), {}
+            found["lerobot"] = lerobot_environment(folder), {}
     except Absent as error:
         absent["lerobot"] = str(error)
     for name, checkout in SOURCES.items():

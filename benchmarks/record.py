@@ -30,7 +30,7 @@ def write(name: str, figures: dict[str, Any], show: bool = True) -> None:
     """Keeps the figures as `results/<name>.json`, and prints them if told to `show` them."""
     module = sys.modules["__main__"].__spec__
     command = ["python", "-m", module.name if module else name, *sys.argv[1:]]
-    value = {**figures, "command": " ".join(command), **origin()}
+    value = {"command": " ".join(command), **origin(), **figures}
     write_json(RESULTS / f"{name}.json", value)
     if show:
         print(json.dumps(figures, indent=2))

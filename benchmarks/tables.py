@@ -16,6 +16,8 @@ SUCCESS = {
     "success_mt50": "`mode`, fifty Metaworld tasks",
     "success_discrete_vla": "`discrete_vla`, ten Metaworld tasks, state and instruction",
     "success_images": "`discrete_vla`, six Metaworld tasks, one camera",
+    "success_libero_three": "`mode`, `libero/spatial`, `object` and `goal`, states and instruction",
+    "success_libero_10": "`mode`, `libero/10`, states and instruction",
     "success_bf16": "`diffusion` (flow), ten Metaworld tasks, planned in bfloat16",
 }
 REPLANNING = {

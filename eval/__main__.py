@@ -65,7 +65,9 @@ class Settings:
     horizon: int | None = field(
         default=None, metadata={"help": "most steps of an episode; null: the protocol's, or the simulator's own"}
     )
-    wait: int | None = field(default=None, metadata={"help": "steps that pass before the policy sees anything; null: 0"})
+    wait: int | None = field(
+        default=None, metadata={"help": "steps before the policy sees anything; null: 10 of LIBERO, else 0"}
+    )
     images: str | None = field(default=None, metadata={"help": f"how they are turned: {', '.join(TURNS)}; null: {UPRIGHT}"})
     perturb: str | None = field(default=None, metadata={"help": "such as camera:0.05,lighting:0.5; null: nothing"})
     video: int = field(default=0, metadata={"help": "films of so many successes and so many failures of each task"})

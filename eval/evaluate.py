@@ -78,7 +78,7 @@ def evaluate(
         policy: plans for all the slots that need it in one batch.
         env: a suite or a task, see `envs.tasks`.
         protocol: a name of `PRESETS`, which gives the values of those of `episodes`, `seed`, `horizon`, `wait`, `images` and
-            `perturb` that are None; without one they are 10, 1000, the simulator's own, 0, "upright" and "".
+            `perturb` that are None; without one they are 10, 1000, the simulator's own twice, "upright" and "".
         episodes: of each task.
         seed: initial states and the policy's randomness are drawn from it, each episode's apart from all others.
         execute: actions of each plan that are carried out; the policy's own if None.

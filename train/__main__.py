@@ -201,7 +201,14 @@ def make_session(
         trainer.restore(state.step, ema, run.optimizer(state.step))
     validation = Validation(gather(subset=held_out), config.batch_size, seed) if held_out else None
     elapsed = state.elapsed_s if state else 0.0
-    return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed, store.meta.get("collect"))
+    return Session(settings, run, trainer, console, fingerprint(store), validation, elapsed, collected(store))
+
+
+def collected(store: EpisodeStore) -> object:
+    """How `kinoise collect` made the demonstrations, where it did: of a mixture each of its data sets by its name."""
+    if isinstance(store, Mixture):
+        return {name: item.meta.get("collect") for name, item in zip(store.names, store.members, strict=True)}
+    return store.meta.get("collect")
 
 
 def build(settings: Settings, store: EpisodeStore) -> Policy:

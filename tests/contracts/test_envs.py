@@ -1,4 +1,4 @@
-"""What every registered environment owes its callers; and that Metaworld is upstream's Metaworld."""
+"""That Metaworld is upstream's Metaworld, and what is the same for all simulators, tried on it: names, actions, pictures."""
 
 from __future__ import annotations
 
@@ -6,38 +6,15 @@ import os
 import subprocess
 import sys
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env
-from kinoise.envs import ENVS, choices, episode_seed, make, tasks
+from acting import play, state
+from kinoise.envs import episode_seed, make, tasks
 from kinoise.envs import metaworld as ours
 from kinoise.envs.pictured import VIEW_SIZE
-from kinoise.envs.register import Simulator
 from kinoise.spec import KinoiseError
 
-MODULES = {name: import_module(f"kinoise.envs{module}") for name, module in ENVS.items()}
-# Building one of LIBERO's scenes takes five seconds: a few stand for all 130, which upstream builds by the same rules.
-SOME = {"libero": ("libero/object-0", "libero/goal-5", "libero/10-4")}
-ABSENT = {"libero": find_spec("libero") is None, "robosuite": find_spec("robosuite") is None}
-
-
-def named(task: str) -> Any:
-    """A task to test with, left out where its simulator isn't installed."""
-    simulator = task.partition("/")[0]
-    return pytest.param(task, marks=pytest.mark.skipif(ABSENT.get(simulator, False), reason=f"{simulator} isn't installed"))
-
-
-ALL = [named(task) for name, module in MODULES.items() for task in SOME.get(name, [f"{name}/{item}" for item in module.TASKS])]
-FEW = [
-    named(task)
-    for name, module in MODULES.items()
-    for task in SOME.get(name, tasks(f"{name}/{next(iter(module.SUITES or module.TASKS))}"))
-]
 MT10 = tasks("metaworld/mt10")
 ONE = "metaworld/push"
 
@@ -52,109 +29,6 @@ def env():
 @cache
 def pictured():
     return make("metaworld/window-close", render=True, cameras=("topview", "corner", "corner2", "corner4"), size=48)
-
-
-def state(env, seed: int) -> np.ndarray:
-    return joined(env, env.reset(seed=seed)[0])
-
-
-def joined(env, observation: dict[str, np.ndarray]) -> np.ndarray:
-    """All that is observed but for images."""
-    return np.concatenate([observation[key] for key, item in env.spec.observations.items() if item.kind == "state"])
-
-
-def moved(env) -> np.ndarray:
-    """What is observed after one step, by an action halfway from the middle of its range to the upper bound."""
-    low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
-    return joined(env, env.step(low + 0.75 * (high - low))[0])
-
-
-def play(env, seed: int, steps: int) -> tuple[np.ndarray, list[float], bool]:
-    """The expert's states and rewards, and whether it succeeded."""
-    observation, _ = env.reset(seed=seed)
-    expert = env.expert()
-    states, rewards, success = [joined(env, observation)], [], False
-    for _ in range(steps):
-        observation, reward, *_, info = env.step(expert.act(observation))
-        states.append(joined(env, observation))
-        rewards.append(reward)
-        success |= info["success"]
-    return np.stack(states), rewards, success
-
-
-@pytest.mark.parametrize("name", ENVS)
-def test_every_simulator_is_listed_and_every_suite_is_made_of_its_tasks(name):
-    assert isinstance(MODULES[name], Simulator)
-    assert f"{name}/" in choices()
-    assert MODULES[name].TASKS
-    for suite, members in MODULES[name].SUITES.items():
-        assert tasks(f"{name}/{suite}") == tuple(f"{name}/{task}" for task in members)
-        assert set(members) <= MODULES[name].TASKS.keys()
-        assert len(set(members)) == len(members)
-
-
-@pytest.mark.parametrize("name", ENVS)
-def test_instructions_are_distinct_sentences(name):
-    # libero/90 asks for the same in several scenes, which are told apart by what stands there.
-    texts = [text for task, text in MODULES[name].TASKS.items() if (name, task.partition("-")[0]) != ("libero", "90")]
-    assert len(set(texts)) == len(texts)
-    assert all(text == text.strip() and len(text.split()) >= 3 for text in texts)
-
-
-@pytest.mark.parametrize("task", ALL)
-def test_an_episode_begins_as_its_seed_says_whatever_came_before(task):
-    env = make(task)
-    first = state(env, 5)
-    after, initial = moved(env), env.initial()
-    for _ in range(5):
-        env.step(env.action_space.sample())
-    assert np.abs(state(env, 6) - first).max() > 1e-3
-    assert env.initial() != initial
-    for _ in range(5):
-        env.step(env.action_space.sample())
-    np.testing.assert_array_equal(state(env, 5), first)
-    np.testing.assert_array_equal(moved(env), after)
-    assert env.initial() == initial
-    simulator, _, name = task.partition("/")
-    assert (env.task, env.instruction) == (task, MODULES[simulator].TASKS[name])
-    named = [name for item in env.spec.observations.values() for name in item.names]
-    goal = first[[name.startswith("goal.") for name in named]]
-    assert not goal.size or np.abs(goal).max() > 0, "the goal is hidden"
-    env.close()
-
-
-@pytest.mark.parametrize("task", FEW)
-def test_a_spec_holds_for_what_is_observed(task):
-    env = make(task)
-    observation, _ = env.reset(seed=0)
-    assert env.observation_space.contains(observation)
-    for key, feature in env.spec.observations.items():
-        assert (observation[key].shape, observation[key].dtype) == (feature.shape, feature.dtype)
-        # robomimic's files name no dimensions, and robosuite's tasks have the specs that are read from there.
-        assert len(feature.names) == len(feature.unit) == (0 if task.startswith("robosuite/") else feature.shape[0])
-    env.close()
-
-
-@pytest.mark.parametrize("task", FEW)
-def test_a_scripted_expert_succeeds_and_keeps_to_the_bounds(task):
-    env = make(task)
-    assert any(play(env, seed, min(env.horizon, 300))[2] for seed in range(3))
-    observation, _ = env.reset(seed=0)
-    action = env.expert().act(observation)
-    assert env.action_space.contains(action)
-    env.close()
-
-
-class WithoutSpec(gymnasium.Wrapper):
-    """Gymnasium's checker takes `spec` for its own."""
-
-    spec = None
-
-
-@pytest.mark.filterwarnings("ignore:.*Box observation space:UserWarning", "ignore:.*different from the unwrapped:UserWarning")
-@pytest.mark.filterwarnings("error")
-def test_gymnasium_finds_nothing_wrong(env):
-    check_env(WithoutSpec(env), skip_render_check=True)
 
 
 def test_without_a_seed_episodes_differ_and_follow_from_the_last_seed(env):

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from acting import WithoutSpec
 from gymnasium.utils.env_checker import check_env
 from kinoise.envs import Env, episode_seed, make, showing, tasks
 from kinoise.envs.mapping import parse, read
@@ -28,12 +29,6 @@ def task(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def middle(env: Env) -> np.ndarray:
     low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
     return (low + 0.75 * (high - low)).astype(np.float32)
-
-
-class WithoutSpec(gymnasium.Wrapper):
-    """Gymnasium's checker takes `spec` for its own."""
-
-    spec = None
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space:UserWarning", "ignore:.*different from the unwrapped:UserWarning")

@@ -9,8 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from gym_pusht.envs.pusht import PushTEnv
-from gymnasium import Wrapper
-from gymnasium.utils.env_checker import check_env
 from kinoise.envs import cameras, choices, make, tasks
 from kinoise.envs.experts import pusht_model, pusht_planner, pusht_ways
 from kinoise.envs.experts.pusht import AHEAD
@@ -89,22 +87,6 @@ def test_the_horizon_ends_an_episode(env):
     assert ends == [(False, False)] * (HORIZON - 1) + [(False, True)]
     with pytest.raises(KinoiseError, match="reset"):
         env.step(np.zeros(2))
-
-
-class WithoutSpec(Wrapper):
-    """Gymnasium's checker takes `spec` for its own."""
-
-    spec = None
-
-
-@pytest.mark.filterwarnings(
-    "ignore:.*Box (observation|action) space:UserWarning",
-    "ignore:.*different from the unwrapped:UserWarning",
-    "ignore:.*a symmetric and normalized space:UserWarning",
-)
-@pytest.mark.filterwarnings("error")
-def test_gymnasium_finds_nothing_wrong(env):
-    check_env(WithoutSpec(env), skip_render_check=True)
 
 
 # Pictures

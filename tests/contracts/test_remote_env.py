@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from acting import WithoutSpec
+from gymnasium.utils.env_checker import check_env
 from kinoise.cli import main as cli
 from kinoise.envs import episode_seed, make, tasks
 from kinoise.envs.remote import child
@@ -40,6 +42,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "here"
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*Box observation space:UserWarning",
+    "ignore:.*different from the unwrapped:UserWarning",
+    "ignore:.*is not within the observation space:UserWarning",
+    "ignore:.*a symmetric and normalized space:UserWarning",
+)
 def test_an_episode_is_the_same_in_another_process(tmp_path: Path, installed: str) -> None:
     here = make(write(tmp_path, PENDULUM), cameras=["side"], size=50, render=True)
     expected, picture = episode(here, 3, 20), here.render()
@@ -52,6 +60,7 @@ def test_an_episode_is_the_same_in_another_process(tmp_path: Path, installed: st
         first, _ = env.reset(seed=1)
         first["angle"][:] = 7  # nobody else's
         assert env.reset(seed=1)[0]["angle"][0] != 7
+        check_env(WithoutSpec(env), skip_render_check=True)
         env.close()
 
 

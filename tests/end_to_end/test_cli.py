@@ -68,6 +68,8 @@ def test_every_command_explains_itself_and_refuses_what_it_does_not_know(
         ("train", "policy.network.ff=nan", "ff=nan"),
         ("train", "policy.network.balance=-1", "balance"),
         ("train", "policy.encoder.pool=max", "softmax, average"),
+        ("train", "policy.encoder.backbone=resnet9", "resnet10"),
+        ("train", "policy.encoder.channels=24", "multiple of 16"),
         ("train", "policy.encoder.state=max", "meanstd"),
         ("train", "policy.actions=max", "meanstd"),
         ("train", "policy.goal_dropout=1", "below 1"),

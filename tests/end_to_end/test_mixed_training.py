@@ -75,11 +75,13 @@ def describe(folder: Path, *datasets: dict[str, Any], **settings: Any) -> Path:
 
 
 def test_two_data_sets_are_trained_on_resumed_and_evaluated(tmp_path: Path) -> None:
-    write_store(tmp_path / "a", *driven(make, range(2)))
+    recipe = {"noise": 0.1}
+    write_store(tmp_path / "a", *driven(make, range(2)), meta={"collect": recipe})
     write_store(tmp_path / "b", *driven(make, range(2, 5), "proprio"))
     other = {"path": "b", "rename": {"proprio": "state"}}
     data, whole, run = describe(tmp_path, {"path": "a", "weight": 3}, other), tmp_path / "whole", tmp_path / "run"
     assert train(data, whole, "train.steps=2") == 0
+    assert json.loads((whole / "train.json").read_text())["demonstrations"]["collect"] == {"a": recipe, "b": None}
     shutil.copytree(whole, run, symlinks=True)
     shutil.rmtree(run / "checkpoints" / "2")
     assert train(data, run, "train.steps=2", "resume=true") == 0

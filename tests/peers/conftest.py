@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,10 +24,10 @@ def lerobot() -> Callable[..., None]:
     """Runs a script, given its path and arguments, with the Python of LeRobot's environment, as the benchmarks make it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path, str(ROOT)])
-        from benchmarks.peer import Absent, environment
-        from benchmarks.peers import LEROBOT, NEEDS
+        from benchmarks.peer import Absent
+        from benchmarks.peers import lerobot_environment
     try:
-        python = environment(PEERS / "-".join(LEROBOT).replace("==", "-"), LEROBOT, NEEDS)
+        python = lerobot_environment(PEERS)
     except Absent as error:
         pytest.skip(f"no environment with LeRobot: {error}")
 
@@ -41,16 +41,26 @@ def lerobot() -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def robomimic() -> Path:
-    """A folder that makes robomimic importable: made in seconds, since torch and h5py are ours."""
-    folder = PEERS / "-".join(ROBOMIMIC).replace("==", "-")
-    PEERS.mkdir(exist_ok=True)
-    with claimed(PEERS, "makes robomimic's folder", lambda: None):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=PEERS) as made:
-                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-                done = subprocess.run([*pip, "--target", f"{made}/it", *ROBOMIMIC], capture_output=True, text=True, check=False)
-                if done.returncode:
-                    pytest.skip(f"robomimic can't be had: {' '.join(done.stderr.split())[-400:]}")
-                shutil.move(f"{made}/it", folder)
-    return folder
+def packages() -> Callable[[str, Sequence[str]], Path]:
+    """Makes a folder of packages, given whose they are and their versions: in seconds, since torch and h5py are ours."""
+
+    def made(name: str, needs: Sequence[str]) -> Path:
+        folder = PEERS / "-".join((name, *needs)).replace("==", "-")
+        PEERS.mkdir(exist_ok=True)
+        with claimed(PEERS, f"makes the folder of {name}'s packages", lambda: None):
+            if not folder.exists():
+                with tempfile.TemporaryDirectory(dir=PEERS) as new:
+                    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+                    done = subprocess.run([*pip, "--target", f"{new}/it", *needs], capture_output=True, text=True, check=False)
+                    if done.returncode:
+                        pytest.skip(f"{name}'s packages can't be had: {' '.join(done.stderr.split())[-400:]}")
+                    shutil.move(f"{new}/it", folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def robomimic(packages: Callable[[str, Sequence[str]], Path]) -> Path:
+    """A folder that makes robomimic importable."""
+    return packages("robomimic", ROBOMIMIC)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kinoise.files import claimed
 from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.policies.imports import Robot, import_policy
@@ -43,21 +40,13 @@ RESIZED = {f"datamodule.transforms.val.{name}": size for name, size in (("rgb_st
 
 
 @pytest.fixture(scope="session")
-def mode() -> Callable[[Path, dict[str, Any]], None]:
+def mode(packages: Callable[[str, Sequence[str]], Path]) -> Callable[[Path, dict[str, Any]], None]:
     """Runs the script with MoDE's code, whose packages are in a folder of their own: torch is ours."""
     if not SOURCE.is_dir():
         pytest.skip(
             f"no MoDE: expected a checkout of github.com/intuitive-robots/MoDE_Diffusion_Policy, or a link, at {SOURCE}"
         )
-    folder = PEERS / "-".join(("mode", *PACKAGES)).replace("==", "-")
-    with claimed(PEERS, "makes the folder of MoDE's packages", lambda: None):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=PEERS) as made:
-                pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-                done = subprocess.run([*pip, "--target", f"{made}/it", *PACKAGES], capture_output=True, text=True, check=False)
-                if done.returncode:
-                    pytest.skip(f"MoDE's packages can't be had: {' '.join(done.stderr.split())[-400:]}")
-                shutil.move(f"{made}/it", folder)
+    folder = packages("mode", PACKAGES)
 
     def run(made: Path, settings: dict[str, Any]) -> None:
         environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
