@@ -179,8 +179,9 @@ def _scalar(data: Any, dtype: Any) -> np.generic:
     if not isinstance(data, bool | int | float):
         raise WireError(f"expected a number, came {_kind(data)}")
     try:
-        return kind.type(data)
-    except (OverflowError, ValueError) as error:
+        with np.errstate(over="raise"):
+            return kind.type(data)
+    except (ArithmeticError, ValueError) as error:
         raise WireError(f"{data} is no {kind.name}") from error
 
 

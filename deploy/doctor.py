@@ -112,12 +112,12 @@ def _checks(out: Path) -> Iterator[Check]:
         yield permissions(out)
         yield step.result("look at the message; if a library is missing, " + INSTALL)
         yield render.result(
-            "export MUJOCO_GL=egl (needs a GPU driver or Debian's libegl1), or MUJOCO_GL=osmesa (needs Debian's libosmesa6)"
-        )
+            "for videos and cameras: MUJOCO_GL=egl (a GPU driver or Debian's libegl1), else MUJOCO_GL=osmesa (libosmesa6)"
+        )._replace(essential=False)
         yield pusht.result(
             "for env=pusht: pip install -c constraints.txt -e '.[pusht]', and Debian's libgl1 and libglib2.0-0"
         )._replace(essential=False)
-        yield libero.result("for env=libero: make libero, or the commands in docs/environments.md")._replace(essential=False)
+        yield libero.result("for env=libero: make libero, or the commands in docs/libero.md")._replace(essential=False)
     finally:
         step.end()
         render.end()

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from ..config import UsageError, new_names, parse
 from ..data import FORMATS, open_store
+from ..data.hub.card import write_card
 from ..eval.simulated import simulated
 from ..files import link, new_directory, sha256, write_json
 from ..policies.checkpoint import save_policy
@@ -80,10 +81,12 @@ def main(argv: Sequence[str], command: str = "import") -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there already: choose another out=")
     found = import_policy(settings.source, path, robot_of(settings))
+    digest = sha256(found.weights)
     with new_directory(out / "checkpoints" / "0") as directory:
         save_policy(directory, found.policy, {})
+        write_card(directory, imported=f"`{path.resolve().name}` (from={settings.source}), weights with SHA-256 `{digest}`")
     link(out / "checkpoints" / "last", "0")
-    about = {"from": settings.source, "path": str(path.resolve()), "sha256": sha256(found.weights), "notes": found.notes}
+    about = {"from": settings.source, "path": str(path.resolve()), "sha256": digest, "notes": found.notes}
     write_json(out / "import.json", about)
     decode = found.policy.config.decode
     for line in found.notes:

@@ -152,7 +152,8 @@ def imported(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UsageError(f"train.{name} needs {name}: pip install 'kinoise[{name}]', or leave train.{name} out") from error
+        remedy = f"pip install -c constraints.txt -e '.[{name}]', or leave train.{name} out"
+        raise UsageError(f"train.{name} needs {name}: {remedy}") from error
 
 
 def open_trackers(config: TrainConfig, run: RunDirectory, step: int, settings: Mapping[str, Any]) -> list[Tracker]:

@@ -1,7 +1,7 @@
 """A policy's model card: README.md beside its weights, in the hub's layout. Made from the checkpoint's own files, nothing else.
 
-`kinoise train` writes one with every checkpoint; `kinoise push` writes it again with what is known by then: the repository, its
-licence, its data sets, its evaluations. A card that somebody edited is left alone.
+`kinoise train` writes one with every checkpoint, `kinoise import` one with its own; `kinoise push` writes it again with what is
+known by then: the repository, its licence, its data sets, its evaluations. A card that somebody edited is left alone.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ CARD = "README.md"
 STATE = Path("training_state/state.json")
 WEIGHTS = ("ema.safetensors", "model.safetensors")
 TAGS = ("kinoise", "robotics", "imitation-learning", "diffusion-policy")
+IMPORTED = "- Imported from "
 SHOWN = 12
 """Instructions, or names of a feature's dimensions, that are listed; more are counted."""
 MARK = re.compile(r"<!-- kinoise card ([0-9a-f]{16}) -->\n\Z")
@@ -57,11 +58,14 @@ class Known:
             )
 
 
-def write_card(checkpoint: Path, known: Known = Known()) -> bool:
+def write_card(checkpoint: Path, known: Known = Known(), imported: str | None = None) -> bool:
     """Writes README.md, unless somebody edited the one that is there, or the checkpoint is not kinoise's; whether it did.
 
-    What an earlier card of kinoise's says of licence and data sets stays, and of the training where that is no longer known, as
-    in a checkpoint from the hub.
+    What an earlier card of kinoise's says of licence and data sets stays, and of the training or the import where that is no
+    longer known, as in a checkpoint from the hub.
+
+    Args:
+        imported: what it was made of, where kinoise did not train it.
     """
     path, config = checkpoint / CARD, read_json(checkpoint / "config.json")
     if not isinstance(config, dict) or not {"policy", "spec", "texts"} <= config.keys():
@@ -78,7 +82,8 @@ def write_card(checkpoint: Path, known: Known = Known()) -> bool:
                 license=known.license or front.get("license"),
                 datasets=known.datasets or tuple(front.get("datasets", ())),
             )
-        text = make_card(config, state, known, _learnt(before) if state is None else None)
+        origin = _learnt(before) if imported is None else f"{IMPORTED}{imported}."
+        text = make_card(config, state, known, origin if state is None else None)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise KinoiseError(f"{checkpoint}: config.json or {STATE} is damaged ({error!r}): no card can be made of it") from error
     if text != before:
@@ -116,7 +121,7 @@ def make_card(
     Args:
         config: the checkpoint's config.json.
         state: its training_state/state.json; None where it has none.
-        learnt: a sentence about the training, where `state` is None.
+        learnt: a line about the training or the import, where `state` is None.
     """
     front = yaml.safe_dump(_front(config, known), sort_keys=False, allow_unicode=True, width=1000)
     text = f"---\n{front}---\n\n" + "\n".join(_body(config, state, known, learnt)) + "\n\n"
@@ -212,8 +217,9 @@ def _updates(state: Mapping[str, Any]) -> str:
 
 
 def _learnt(card: str | None) -> str | None:
-    """The line about the training in a card of ours."""
-    return next((line for line in (card or "").splitlines() if re.match(r"- `[^`]+`: [\d,]+ updates of ", line)), None)
+    """The line about the training, or the import, in a card of ours."""
+    known = re.compile(rf"- `[^`]+`: [\d,]+ updates of |{re.escape(IMPORTED)}")
+    return next((line for line in (card or "").splitlines() if known.match(line)), None)
 
 
 def _training(config: Mapping[str, Any], learnt: str | None, known: Known) -> Iterator[str]:
@@ -228,7 +234,10 @@ def _training(config: Mapping[str, Any], learnt: str | None, known: Known) -> It
     if config.get("frames"):
         yield f"- Data sets that were normalised each by its own numbers, for `frame=`: {', '.join(config['frames'])}."
     yield ""
-    yield "`ema.safetensors` are the averaged weights, which are evaluated; `model.safetensors` the last ones."
+    if (learnt or "").startswith(IMPORTED):
+        yield "`ema.safetensors` and `model.safetensors` hold the same weights."
+    else:
+        yield "`ema.safetensors` are the averaged weights, which are evaluated; `model.safetensors` the last ones."
     yield ""
 
 

@@ -45,7 +45,9 @@ class OnRay:
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise KinoiseError("launcher=ray needs Ray, on every machine: pip install 'kinoise[ray]'.") from error
+            raise KinoiseError(
+                "launcher=ray needs Ray, on every machine: pip install -c constraints.txt -e '.[ray]'."
+            ) from error
         self._ray, self._cluster = ray, cluster
 
     def capacity(self) -> int:

@@ -68,7 +68,7 @@ class OnSubmitit:
         try:
             import submitit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise KinoiseError("launcher=submitit needs submitit: pip install 'kinoise[submitit]'.") from error
+            raise KinoiseError("launcher=submitit needs submitit: pip install -c constraints.txt -e '.[submitit]'.") from error
         try:
             self._executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster.executor)
         except RuntimeError as error:

@@ -51,7 +51,7 @@ def _add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise KinoiseError("vlm.lora needs peft: pip install 'kinoise[vlm]', or take vlm.lora=0 to train everything") from error
+        raise KinoiseError("vlm.lora needs peft: pip install -c constraints.txt -e '.[vlm]', or take vlm.lora=0") from error
     layers = sorted({name.rpartition(".")[2] for name, item in model.named_modules() if isinstance(item, nn.Linear)})
     # A dictionary, because peft annotates alpha as a whole number and only ever divides it by the rank.
     settings: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "target_modules": layers}

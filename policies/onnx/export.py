@@ -119,7 +119,7 @@ def needed(*names: str) -> list[ModuleType]:
     try:
         return [import_module(name) for name in names]
     except ImportError as error:
-        raise KinoiseError(f"ONNX needs {error.name}, which is not installed: pip install 'kinoise[onnx]'") from error
+        raise KinoiseError(f"ONNX needs {error.name}: pip install -c constraints.txt -e '.[onnx]'") from error
 
 
 def _write(graph: Graph, path: Path) -> int:

@@ -115,6 +115,15 @@ def test_what_an_earlier_card_says_stays_where_nothing_else_is_known(checkpoint:
     assert "kinoise pull me/b POLICY" in card(checkpoint)
 
 
+def test_what_it_was_imported_from_is_still_said_when_it_is_pushed(checkpoint: Path):
+    (checkpoint / STATE).unlink()
+    write_card(checkpoint, imported="`theirs` (from=lerobot)")
+    assert write_card(checkpoint, Known("me/b"))
+    assert "- Imported from `theirs` (from=lerobot).\n" in card(checkpoint)
+    assert "hold the same weights" in card(checkpoint)
+    assert "updates of" not in card(checkpoint)
+
+
 def test_a_checkpoint_of_another_kind_has_no_card_of_ours(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"type": "act"}))
     assert not write_card(tmp_path)

@@ -163,7 +163,12 @@ def test_a_simulator_says_what_a_checkpoint_does_not(tmp_path):
 def test_an_imported_policy_is_a_run_that_starts_warm_and_caches(tmp_path, capsys):
     export_lerobot(small(), tmp_path / "theirs")
     assert import_main([str(tmp_path / "theirs"), f"out={tmp_path / 'run'}", "rate=10"]) == 0
-    assert json.loads((tmp_path / "run/import.json").read_text())["from"] == "lerobot"
+    about = json.loads((tmp_path / "run/import.json").read_text())
+    assert about["from"] == "lerobot"
+    card = (tmp_path / "run/checkpoints/last/README.md").read_text()
+    assert f"- Imported from `theirs` (from=lerobot), weights with SHA-256 `{about['sha256']}`." in card
+    assert "hold the same weights" in card
+    assert str(tmp_path) not in card
     policy = load_policy(tmp_path / "run", device="cpu", decode={"warm": 0.25})
     obs, gen = example(policy), torch.Generator().manual_seed(0)
     first = policy.plan(obs, gen)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import pytest
@@ -34,10 +35,8 @@ class Block(NamedTuple):
 
 
 def blocks(text: str) -> list[Block]:
-    return [
-        Block(*found.groups(default=""))
-        for found in re.finditer(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', text, re.M | re.S)
-    ]
+    found = re.finditer(r'^( *)```(\w+)(?: title="([^"]+)")?\n(.*?)^\1```$', text, re.M | re.S)
+    return [Block(language, title or "", dedent(inside)) for _, language, title, inside in map(re.Match.groups, found)]
 
 
 def names(path: Path) -> str:
@@ -91,12 +90,19 @@ def test_the_settings_that_the_documentation_names_are_there(command: str, capsy
         kinoise([command, "--help"])
     told = capsys.readouterr().out
     keys = [(page, word.split("=")[0]) for page, word in asked]
-    unknown = [f"{page}: {key}" for page, key in keys if not key.startswith("policy") and f"\n  {key} " not in told]
+    keys = [(page, key) for page, key in keys if not key.startswith("policy") and f"also {key}=" not in told]
+    unknown = [f"{page}: {key}" for page, key in keys if f"\n  {key} " not in told]
     assert not unknown, unknown
 
 
 def test_the_commands_that_the_documentation_names_are_there() -> None:
     assert {command for _, command, _ in commands()} <= {*COMMANDS, "--help", "--version"}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "benchmarks" / "README.md"], ids=names)
+def test_commands_stand_in_fences_where_the_tests_above_find_them(page: Path) -> None:
+    beside = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.M | re.S)
+    assert not re.findall(r"^(?: {4,}|\t)kinoise .*", beside, re.M)
 
 
 def test_every_page_is_in_the_sites_navigation() -> None:
