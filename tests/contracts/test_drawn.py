@@ -11,10 +11,15 @@ from kinoise import envs
 STEPS = 4
 
 
-@pytest.mark.parametrize(("task", "camera"), [("pusht", "top"), ("metaworld/push", "corner")])
+NEEDED = {"pusht": "gym_pusht", "libero/spatial-0": "libero"}
+
+
+@pytest.mark.parametrize(
+    ("task", "camera"), [("pusht", "top"), ("metaworld/push", "corner"), ("libero/spatial-0", "agentview")]
+)
 def test_steps_that_are_not_drawn_change_nothing(task: str, camera: str):
-    if task == "pusht":
-        pytest.importorskip("gym_pusht")
+    if task in NEEDED:
+        pytest.importorskip(NEEDED[task])
     key = f"image.{camera}"
     shown = {"cameras": [camera], "size": 32}
     with closing(envs.make(task, **shown)) as one, closing(envs.make(task, **shown)) as other:

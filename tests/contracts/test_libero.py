@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,11 +129,18 @@ def test_an_instance_s_kind_is_its_name_without_the_number(name, kind):
 def test_pictures_are_upright_and_show_what_moves():
     made = make(BOWLS, render=True, cameras=("agentview", "robot0_eye_in_hand"), size=64)
     observation, _ = made.reset(seed=0, options={"index": 0})
-    view = made.render().astype(float)
-    # The robot, white, stands at the far side of the table: in the upper half of an upright picture.
-    white = (view.min(-1) > 180) & (np.ptp(view, axis=-1) < 12)
-    height = len(view) // 2
-    assert white[: height // 2, height // 2 : -height // 2].mean() > 2 * white[height:, height // 2 : -height // 2].mean()
+    shown, seen = made.render(), observation["image.agentview"]
+    assert seen.shape == (64, 64, 3)
+    for view in (shown.astype(float), seen.astype(float)):
+        # The robot, white, stands at the far side of the table: in the upper half of an upright picture.
+        white = (view.min(-1) > 180) & (np.ptp(view, axis=-1) < 12)
+        half, side = len(view) // 2, len(view) // 4
+        assert white[:side, side:-side].mean() > 2 * white[half:, side:-side].mean()
+    # What a policy sees is what people see, and neither turned nor mirrored.
+    small = shown.reshape(64, len(shown) // 64, 64, -1, 3).mean((1, 3))
+    ways = {"as it is": small, "upside down": small[::-1], "mirrored": small[:, ::-1], "turned": small[::-1, ::-1]}
+    apart = {name: np.abs(seen - way).mean() for name, way in ways.items()}
+    assert 3 * apart.pop("as it is") < min(apart.values())
     before = observation["image.robot0_eye_in_hand"].astype(int)
     for _ in range(10):
         observation, *_ = made.step(np.array([0, 0, -1, 0, 0, 0, -1], np.float32))
@@ -160,3 +171,31 @@ def test_assets_are_compared_with_upstream_s(tmp_path, monkeypatch):
         (tmp_path / path).write_bytes((folder / path).read_bytes())
     (tmp_path / second[2]).write_bytes(b"!" * int(second[1]))
     assert dict(assets.damaged(tmp_path)) == {second[2]: "has another content than upstream's", third[2]: "missing"}
+
+
+ASKED = "from kinoise.envs.libero.assets import load_libero; print(load_libero().get_libero_path('bddl_files'))"
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_upstream_has_nothing_to_ask(configured, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    theirs = {key: str(own / key) for key in ("assets", "bddl_files", "benchmark_root", "datasets", "init_states")}
+    if configured:
+        (own / "config.yaml").write_text("\n".join(f"{key}: {path}" for key, path in theirs.items()))
+    before = [(item, item.read_text()) for item in own.iterdir()]
+    variables = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
+    variables |= {"HOME": str(tmp_path), "LIBERO_CONFIG_PATH": str(own)}
+    command = [sys.executable, "-c", ASKED]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=variables, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.splitlines()[-1]
+    written = list((tmp_path / ".cache" / "kinoise").rglob("config.yaml"))
+    assert [(item, item.read_text()) for item in own.iterdir()] == before
+    assert not (tmp_path / ".libero").exists()
+    assert len(written) == (not configured)
+    if configured:
+        assert found == theirs["bddl_files"]
+    else:
+        assert str(found) in written[0].read_text()
+        assert (Path(found) / "libero_goal").is_dir()

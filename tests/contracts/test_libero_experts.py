@@ -9,7 +9,7 @@ import pytest
 from kinoise.envs import make
 from kinoise.envs.experts.libero.cloud import Clouds
 from kinoise.envs.experts.libero.expert import LiberoExpert
-from kinoise.envs.experts.libero.motion import CLOSED, OPEN, Skill, move
+from kinoise.envs.experts.libero.motion import CLOSED, FINGERS, OPEN, Skill, move
 from kinoise.envs.experts.libero.pick import grasps_of, release, take
 from kinoise.envs.experts.libero.place import places
 from kinoise.envs.experts.libero.scene import Pose, Scene
@@ -60,6 +60,35 @@ def test_a_task_is_demonstrated(task: str) -> None:
             break
     else:
         pytest.fail(f"{task}: {expert.log} {expert.scene.notes}")
+
+
+@pytest.mark.parametrize("how", ["it is back where it was", "the fingers open"])
+def test_what_was_lost_is_picked_up_again(how: str) -> None:
+    task, index = "libero/object-0", 0 if how == "the fingers open" else 1
+    scene = begun(task, index)
+    expert, (_, thing, _) = LiberoExpert(scene.env), scene.goal[0]
+    joint = scene.model.joint(scene.env.objects_dict[thing].joints[0])
+    places, speeds = slice(joint.qposadr[0], joint.qposadr[0] + 7), slice(joint.dofadr[0], joint.dofadr[0] + 6)
+    start, held_at, lost_at = scene.data.qpos[places].copy(), 0.0, None
+    for step in range(env(task).horizon - 10):
+        action, height = expert.act({}), scene.pose(thing).position[2] - start[2]
+        if lost_at is None and scene.grasped(thing) and height > 0.08:
+            lost_at, held_at = step, height
+            if how == "it is back where it was":
+                scene.data.qpos[places], scene.data.qvel[speeds] = start, 0
+        if lost_at is not None and how == "the fingers open" and step < lost_at + FINGERS:
+            action[6] = OPEN
+        *_, info = env(task).step(action)
+        if lost_at is not None and step == lost_at + FINGERS:
+            assert not scene.grasped(thing), "it was never lost"
+            assert scene.pose(thing).position[2] - start[2] < held_at - 0.05
+        if info["success"]:
+            break
+    else:
+        pytest.fail(f"{expert.log} {scene.notes}")
+    assert lost_at is not None
+    assert step > lost_at + FINGERS
+    assert any("failed" in entry for entry in expert.log), "it did not notice"
 
 
 def test_the_same_state_has_the_same_demonstration() -> None:
