@@ -145,7 +145,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path):
 def test_packages_that_are_not_there_and_launchers_that_do_not_exist_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("ray", "submitit"):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(KinoiseError, match=rf"kinoise\[{name}\]"):
+        with pytest.raises(KinoiseError, match=rf"\.\[{name}\]"):
             open_launcher(name, Cluster(), tmp_path)
     with pytest.raises(UsageError, match="expected one of local, ray, submitit"):
         open_launcher("mpi", Cluster(), tmp_path)

@@ -271,6 +271,6 @@ def test_settings_are_checked(settings):
 
 def test_lora_without_peft_says_what_to_install(models_at, build, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
-    with pytest.raises(KinoiseError, match=r"kinoise\[vlm\]"):
+    with pytest.raises(KinoiseError, match=r"\.\[vlm\]"):
         build(models_at["smolvlm"], fresh=True)
     assert build(models_at["smolvlm"], fresh=True, lora=0)
