@@ -18,6 +18,7 @@ SUCCESS = {
     "success_images": "`discrete_vla`, six Metaworld tasks, one camera",
     "success_libero_three": "`mode`, `libero/spatial`, `object` and `goal`, states and instruction",
     "success_libero_three_discrete_vla": "`discrete_vla`, the same",
+    "success_libero_object_images": "`mode`, `libero/object`, two cameras",
     "success_libero_10": "`mode`, `libero/10`, states and instruction",
     "success_bf16": "`diffusion` (flow), ten Metaworld tasks, planned in bfloat16",
 }
