@@ -7,29 +7,22 @@ import pickle
 import subprocess
 import sys
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from kinoise.envs import make
-from kinoise.envs.libero import Libero, assets
+from kinoise.envs.libero import assets
 from kinoise.envs.libero.names import NAMES, SUITES, TASKS, canonical, definition
 from kinoise.envs.libero.objects import CATEGORIES, MOST, category_of
 from kinoise.envs.libero.states import read_states
 from kinoise.spec import OBJECT, KinoiseError
+from libero_scenes import env
 
 pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
 
 BOWLS = "libero/spatial-0"
 DRAWER = "libero/goal-0"
-
-
-@cache
-def env(task: str) -> Libero:
-    made = make(task)
-    assert isinstance(made, Libero)
-    return made
 
 
 def rows(observation: dict[str, np.ndarray]) -> np.ndarray:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
-from kinoise.envs import make
 from kinoise.envs.experts.libero.articulated import articulated
 from kinoise.envs.experts.libero.drawer import openness
 from kinoise.envs.experts.libero.scene import Scene
-from kinoise.envs.libero import Libero
+from libero_scenes import begun, env
 
 pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
 
@@ -26,21 +23,6 @@ SKILLS = {
     "turn off the stove": ("libero/90-39", ["turnoff", "flat_stove_1"], 140, 1),
     "push the plate": ("libero/goal-5", ["on", "plate_1", "main_table_stove_front_region"], 140, 3),
 }
-
-
-@cache
-def env(task: str) -> Libero:
-    made = make(task)
-    assert isinstance(made, Libero)
-    return made
-
-
-def begun(task: str, index: int) -> Scene:
-    """The task's stored state of this number, come to rest."""
-    env(task).reset(seed=index, options={"index": index})
-    for _ in range(10):
-        env(task).step(env(task).idle_action())
-    return Scene(env(task)._scene.upstream)
 
 
 def played(task: str, scene: Scene, predicate: list[str], attempt: int = 0) -> tuple[bool, np.ndarray]:

@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
-from kinoise.envs import make
 from kinoise.envs.experts.libero.cloud import Clouds
 from kinoise.envs.experts.libero.expert import LiberoExpert
-from kinoise.envs.experts.libero.motion import CLOSED, FINGERS, OPEN, Skill, move
+from kinoise.envs.experts.libero.motion import CLOSED, FINGERS, OPEN, move
 from kinoise.envs.experts.libero.pick import grasps_of, release, take
 from kinoise.envs.experts.libero.place import places
-from kinoise.envs.experts.libero.scene import Pose, Scene
+from kinoise.envs.experts.libero.scene import Pose
 from kinoise.envs.experts.libero.travel import approach, raised
-from kinoise.envs.libero import Libero
+from libero_scenes import begun, env, played
 
 pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
 
 # By task: the steps that a demonstration may take.
 TASKS = {"libero/object-0": 160, "libero/spatial-5": 160, "libero/goal-3": 280, "libero/90-86": 200}
 BOWL, PLATE = "akita_black_bowl_1", "plate_1"
-
-
-@cache
-def env(task: str) -> Libero:
-    made = make(task)
-    assert isinstance(made, Libero)
-    return made
-
-
-def begun(task: str, index: int = 0) -> Scene:
-    """The task's stored state of this number, come to rest."""
-    env(task).reset(seed=index, options={"index": index})
-    for _ in range(10):
-        env(task).step(env(task).idle_action())
-    return Scene(env(task)._scene.upstream)
-
-
-def played(task: str, skill: Skill) -> bool:
-    while True:
-        try:
-            env(task).step(next(skill))
-        except StopIteration as end:
-            return bool(end.value)
 
 
 @pytest.mark.parametrize("task", TASKS)

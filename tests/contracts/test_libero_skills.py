@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
-from kinoise.envs import make
 from kinoise.envs.experts.libero.cloud import Clouds
 from kinoise.envs.experts.libero.drawer import openness
-from kinoise.envs.experts.libero.motion import OPEN, Skill, axis_angle, move, turn_about
+from kinoise.envs.experts.libero.motion import OPEN, axis_angle, move, turn_about
 from kinoise.envs.experts.libero.pick import pick_and_place, plans, take
 from kinoise.envs.experts.libero.scene import Rotation, Scene, Vector
 from kinoise.envs.experts.libero.shake import LIFT, neighbours, shake_off
 from kinoise.envs.experts.libero.shelve import covered, opening, shelve
 from kinoise.envs.experts.libero.stow import in_drawer, sticks_out, tuck
 from kinoise.envs.experts.libero.travel import approach
-from kinoise.envs.libero import Libero
 from kinoise.envs.rendering import load_mujoco
+from libero_scenes import begun, env, played, rest
 
 pytest.importorskip("libero", reason="LIBERO isn't installed: make libero")
 
@@ -29,28 +26,13 @@ BOWL, CHEESE, PLATE, RAMEKIN = "akita_black_bowl_1", "cream_cheese_1", "plate_1"
 DRAWER = "wooden_cabinet_1_top_region"
 
 
-@cache
-def env(task: str) -> Libero:
-    made = make(task)
-    assert isinstance(made, Libero)
-    return made
-
-
-def rest(task: str, steps: int = 10) -> None:
-    for _ in range(steps):
-        env(task).step(env(task).idle_action())
-
-
-def begun(task: str) -> tuple[Scene, Clouds]:
-    """The task's first stored state, come to rest."""
-    env(task).reset(seed=0, options={"index": 0})
-    rest(task)
-    scene = Scene(env(task)._scene.upstream)
+def seen(task: str) -> tuple[Scene, Clouds]:
+    scene = begun(task)
     return scene, Clouds(scene)
 
 
 def with_open_drawer() -> tuple[Scene, Clouds]:
-    scene, clouds = begun(TABLE)
+    scene, clouds = seen(TABLE)
     (joint,) = scene.joints(DRAWER)
     scene.data.qpos[scene.model.joint(joint.name).qposadr[0]] = max(joint.low, joint.high, key=abs)
     scene.env.sim.forward()
@@ -67,14 +49,6 @@ def put(scene: Scene, thing: str, position: Vector, rotation: Rotation) -> None:
     load_mujoco().mju_mat2Quat(scene.data.qpos[place + 3 : place + 7], rotation.ravel())
     scene.data.qvel[speed : speed + 6] = 0
     scene.env.sim.forward()
-
-
-def played(task: str, skill: Skill) -> bool:
-    while True:
-        try:
-            env(task).step(np.clip(next(skill), -1, 1).astype(np.float32))
-        except StopIteration as end:
-            return bool(end.value)
 
 
 def let_go(scene: Scene, thing: str) -> bool:
@@ -94,7 +68,7 @@ ON = {
 def test_a_thing_is_put_on_another(target: str) -> None:
     thing, beside, lowest, highest = ON[target]
     wanted = ("on", thing, target)
-    scene, clouds = begun(TABLE)
+    scene, clouds = seen(TABLE)
     others = {name: scene.pose(name).position for name in scene.objects if name not in (thing, target)}
     assert not scene.holds(wanted)
     assert played(TABLE, pick_and_place(scene, clouds, wanted, 0)), scene.notes
@@ -109,7 +83,7 @@ def test_a_thing_is_put_on_another(target: str) -> None:
 
 
 def test_a_thing_is_put_into_a_basket() -> None:
-    scene, clouds = begun(BASKET)
+    scene, clouds = seen(BASKET)
     wanted = tuple(scene.goal[0])
     thing = wanted[1]
     assert played(BASKET, pick_and_place(scene, clouds, wanted, 0)), scene.notes
@@ -158,7 +132,7 @@ def test_what_stands_on_end_in_a_drawer_is_laid_down() -> None:
 
 @pytest.mark.parametrize("level", ["top", "bottom"])
 def test_a_thing_is_put_under_a_roof_from_its_open_side(level: str) -> None:
-    scene, clouds = begun(SHELF)
+    scene, clouds = seen(SHELF)
     thing, target = "chefmate_8_frypan_1", f"wooden_two_layer_shelf_1_{level}_region"
     wanted = ("in", thing, target)
     assert covered(scene, clouds, wanted)
@@ -178,7 +152,7 @@ STICKING = {"nothing sticks": (0.0, 0.0, 0.1), "it comes off": (0.4, 0.4, 0.8)}
 
 def taken() -> tuple[Scene, dict[str, float]]:
     """The bowl between the fingers, still on the ramekin; what it touches."""
-    scene, clouds = begun(STACKED)
+    scene, clouds = seen(STACKED)
     hand, before = plans(scene, clouds, ("on", BOWL, PLATE))[0].grasp.hand, neighbours(scene, BOWL)
     assert before.keys() == {RAMEKIN}
     played(STACKED, approach(scene, clouds, hand, OPEN, ()))
