@@ -7,6 +7,7 @@ anything is made of it. Storages are read out of the archive, where they lie unc
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import pickle
@@ -186,8 +187,10 @@ def read_torch(path: Path) -> Any:
         ) from error
     except KinoiseError as error:
         raise KinoiseError(f"{path}: {error}") from error
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the file's beginning, where bytes of it are gone
+            raise
+        raise KinoiseError(f"{path}: a zip archive that lacks some of its bytes: download it again") from error
     except Exception as error:  # whatever a damaged pickle makes of the reader's own stack
         raise KinoiseError(f"{path}: its pickle is damaged ({type(error).__name__}: {error})") from error
 

@@ -73,3 +73,10 @@ def test_files_that_are_no_torch_archives_are_refused(tmp_path):
         read_torch(archive(tmp_path / "bomb", b"\0" * 10**6, zipfile.ZIP_DEFLATED))
     with pytest.raises(KinoiseError, match="does not exist"):
         read_torch(tmp_path / "none")
+
+
+def test_an_archive_that_lacks_bytes_in_its_midst_is_told_to_be_damaged(tmp_path: Path) -> None:
+    data = archive(tmp_path / "a", opcodes(size=2)).read_bytes()
+    (tmp_path / "a").write_bytes(data[:40] + data[44:])
+    with pytest.raises(KinoiseError, match="lacks some of its bytes"):
+        read_torch(tmp_path / "a")
