@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +190,13 @@ def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) 
         raise KinoiseError(
             f"{path}: its settings hold '${{', which would be looked up elsewhere. Take a checkpoint that kinoise wrote."
         )
-    default = POLICIES[name].config()
-    known = [item.name for item in fields(default.decode)]
+    known = [item.name for item in fields(POLICIES[name].config().decode)]
     foreign = [key for key in decode if key not in known]
     if foreign:
         raise UsageError(f"decode.{foreign[0]}: the policy '{name}' has no such setting; its own are {', '.join(known)}")
     try:
         return OmegaConf.to_object(  # type: ignore[return-value]
-            OmegaConf.merge(OmegaConf.structured(default), value, {"decode": dict(decode)})
+            OmegaConf.merge(_settings(name), value, {"decode": dict(decode)})
         )
     except OmegaConfBaseException as error:
         raise KinoiseError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -206,6 +206,12 @@ def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) 
         raise
     except (*MALFORMED, AssertionError) as error:
         raise KinoiseError(f"{path}: its settings are damaged ({error!r}). Take a checkpoint that kinoise wrote.") from error
+
+
+@cache
+def _settings(name: str) -> Any:
+    """A policy's settings with their types, by default; `merge` copies them. Making them takes as long as merging into them."""
+    return OmegaConf.structured(POLICIES[name].config())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.hub.card import write_card
-from ..files import claimed, disk_errors, link, new_directory, read_json, write_file, write_json
+from ..files import MALFORMED, claimed, disk_errors, link, new_directory, read_json, write_file, write_json
 from ..policies.base import Policy
 from ..policies.checkpoint import save_policy, weights_path
 from ..spec import KinoiseError
@@ -46,6 +46,10 @@ class State:
     threads: int
     data: str
     settings: dict[str, Any]
+
+
+KINDS = {"step": int, "elapsed_s": (int, float), "threads": int, "data": str, "settings": dict}
+"""Of what `State` holds, in JSON."""
 
 
 class RunDirectory:
@@ -159,16 +163,18 @@ class RunDirectory:
             shutil.rmtree(doomed)
 
     def newest(self) -> State | None:
-        """The state of the newest checkpoint; None without one. Raises KinoiseError when another version wrote it."""
+        """The state of the newest checkpoint; None without one. Raises KinoiseError when it is damaged or another version's."""
         steps = self.steps()
         if not steps:
             return None
         path = self.checkpoint(steps[-1]) / "training_state" / "state.json"
         value = read_json(path)
-        if value.pop("format", None) != FORMAT or value.keys() != State.__dataclass_fields__.keys():
+        if not isinstance(value, dict) or value.pop("format", None) != FORMAT or value.keys() != KINDS.keys():
             raise KinoiseError(
                 f"{path} was written by another kinoise, and this one can't resume it: train anew in another out=."
             )
+        if not all(isinstance(value[key], kind) for key, kind in KINDS.items()) or value["step"] != steps[-1]:
+            raise KinoiseError(f"{path} is damaged. Remove {self.checkpoint(steps[-1])} to resume from an older checkpoint.")
         return State(**value)
 
     def optimizer(self, step: int) -> dict[str, Tensor]:
@@ -181,7 +187,7 @@ class RunDirectory:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (FileNotFoundError, SafetensorError) as error:
+    except (SafetensorError, OSError, *MALFORMED) as error:
         raise KinoiseError(
             f"{path} can't be read ({error}). Remove {path.parent.parent} to resume from an older checkpoint."
         ) from error

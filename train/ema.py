@@ -42,10 +42,19 @@ class Ema:
         return dict(zip(self._names, self._whole, strict=True))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the averages out of `state`, which holds whole tensors, or more. Raises KinoiseError when one is missing."""
+        """Takes the averages out of `state`, which holds whole tensors, or more.
+
+        Raises KinoiseError when one is missing or of another shape.
+        """
         absent = [name for name in self._names if name not in state]
         if absent:
             raise KinoiseError(f"the averaged weights lack {absent}: the checkpoint is from another policy. Take an older one.")
+        for name, item in zip(self._names, self._whole, strict=True):
+            if state[name].shape != item.shape:
+                raise KinoiseError(
+                    f"the averaged weight {name} has shape {list(state[name].shape)}, expected {list(item.shape)}: "
+                    "the checkpoint is damaged or another policy's. Take an older one."
+                )
         for name, item in zip(self._names, self._whole, strict=True):
             put(item, state[name])
 

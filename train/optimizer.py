@@ -65,12 +65,17 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, n
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_state`, of whole tensors. Raises KinoiseError for a name that no parameter has."""
+    """The inverse of `optimizer_state`, of whole tensors. Raises KinoiseError for names or shapes that no parameter has."""
     for key, value in state.items():
         name, _, entry = key.rpartition(":")
         if name not in parameters:
             raise KinoiseError(f"the optimiser's state is for '{name}', which this policy lacks: take an older checkpoint")
         item = parameters[name]
+        if value.shape not in (item.shape, ()):
+            raise KinoiseError(
+                f"the optimiser's {entry} of '{name}' has shape {list(value.shape)}, expected {list(item.shape)}: "
+                "the checkpoint is damaged or another policy's. Take an older one"
+            )
         # AdamW's moments are cut as their parameter is; its count of updates is one number.
         target = torch.zeros_like(item) if value.shape == item.shape else torch.zeros_like(value, device=item.device)
         put(target, value)
