@@ -1,10 +1,10 @@
 """One process of `benchmarks.fuzz`: libFuzzer, by atheris, on one decoder, with what it does watched.
 
-`python -m benchmarks.fuzz_child TARGET FOLDER PLACE INPUTS SEED` mutates the corpus in FOLDER and appends what goes wrong to
-FOLDER/findings.jsonl; the decoder reads, and may write, in PLACE. Exceptions other than KinoiseError, inputs that take too long
-or too much memory, and anything executed are noted, and it goes on; a fault in native code or a hang ends the process, which
-whoever began it sees. With INPUTS 0 the corpus is replayed instead, and the share of the decoder's lines that it reaches is
-printed as JSON.
+`python -m benchmarks.fuzz_child TARGET FOLDER PLACE INPUTS SEED SECONDS` mutates the corpus in FOLDER, for SECONDS at most, and
+appends what goes wrong to FOLDER/findings.jsonl; the decoder reads, and may write, in PLACE. Exceptions but KinoiseError,
+inputs that take too long or too much memory, and anything executed are noted, and it goes on; a fault in native code or a hang
+ends the process, which whoever began it sees. With INPUTS 0 the corpus is replayed instead; the share of the decoder's lines
+that it reaches is printed as JSON.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ MODULES = {
     "hdf5": ("kinoise.data.robomimic", "kinoise.data.check"),
     "parquet": ("kinoise.data.lerobot", "kinoise.data.check", "kinoise.spec"),
     "checkpoint": ("kinoise.policies.checkpoint", "kinoise.spec"),
+    "resume": ("kinoise.train.checkpoint", "kinoise.train.optimizer", "kinoise.train.ema"),
+    "torch_zip": ("kinoise.policies.imports.torch_zip",),
 }
 """What is instrumented: kinoise's own part of each decoder."""
 WRITERS = ("writer.py", "encode.py")
 CPU_S = 5.0
 """Of one input."""
-HANG_S = 120
+HANG_S = 30
 """By the clock, which goes on while others have the core; libFuzzer ends the process then."""
 GROWTH = 256 << 20
 """Bytes that one input may add to the most memory that was ever in use."""
@@ -118,7 +120,7 @@ def _kind(error: BaseException) -> str:
     return f"{type(error).__name__} in {where}"
 
 
-def fuzz(name: str, folder: Path, place: Path, inputs: int, seed: int) -> None:
+def fuzz(name: str, folder: Path, place: Path, inputs: int, seed: int, seconds: int) -> None:
     """Does not return: libFuzzer ends the process."""
     import atheris
 
@@ -127,6 +129,8 @@ def fuzz(name: str, folder: Path, place: Path, inputs: int, seed: int) -> None:
 
         target = TARGETS[name]
         run = target.runner(place)
+    if target.alone is not None:
+        target.alone()
     watch = Watch(run, folder / "findings.jsonl", place)
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -143,7 +147,15 @@ def fuzz(name: str, folder: Path, place: Path, inputs: int, seed: int) -> None:
         found = mutated(data[1:], rng) if data and rng.random() < 0.5 else None
         return atheris.Mutate(data, most) if found is None or len(found) >= most else data[:1] + found
 
-    options = {"runs": inputs, "seed": seed + 1, "max_len": LONGEST, "timeout": HANG_S, "rss_limit_mb": 0}
+    runs = inputs + sum(1 for _ in corpus.iterdir())  # which libFuzzer counts too
+    options = {
+        "runs": runs,
+        "max_total_time": seconds,
+        "seed": seed + 1,
+        "max_len": LONGEST,
+        "timeout": HANG_S,
+        "rss_limit_mb": 0,
+    }
     options |= {"print_final_stats": 1, "artifact_prefix": f"{folder}/", "keep_seed": 1}
     arguments = [sys.argv[0], *(f"-{key}={value}" for key, value in options.items()), str(corpus)]
     atheris.Setup(arguments, watch, **({"custom_mutator": mutate} if target.json else {}))
@@ -199,7 +211,7 @@ def _body(code: CodeType, function: bool = False) -> set[int]:
 
 
 if __name__ == "__main__":
-    _, chosen, kept, scratch, count, start = sys.argv
+    _, chosen, kept, scratch, count, start, limit = sys.argv
     if int(count):
-        fuzz(chosen, Path(kept), Path(scratch), int(count), int(start))
+        fuzz(chosen, Path(kept), Path(scratch), int(count), int(start), int(limit))
     print(json.dumps(reached(chosen, Path(kept), Path(scratch))))

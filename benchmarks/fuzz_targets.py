@@ -6,93 +6,30 @@ a mutation gets past whatever is read before. Whatever comes, a decoder may rais
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
-from kinoise.data import FORMATS, Episode, Reading
+from kinoise.data import FORMATS, Reading
 from kinoise.data.base import episode as whole
-from kinoise.spec import Feature, KinoiseError, Spec, Stats
+from kinoise.spec import KinoiseError
 from kinoise.wire import Limits, pack, unpack
 
-Run = Callable[[bytes], None]
-SPEC = Spec({"state": Feature((3,))}, Feature((2,), low=(-1.0,) * 2, high=(1.0,) * 2), rate=10.0)
+from .fuzz_checkpoints import CHECKPOINTS
+from .fuzz_inputs import SPEC, Folder, Run, Target, demonstrations, replaced
+
 READING = Reading(rate=10.0)
-
-
-class Target(NamedTuple):
-    """A decoder.
-
-    Args:
-        seeds: sound inputs, for whose making there is a folder.
-        runner: of one input; it may write to its folder alone.
-        json: whether an input, after its first byte, may be JSON, which is mutated as such.
-    """
-
-    seeds: Callable[[Path], list[bytes]]
-    runner: Callable[[Path], Run]
-    json: bool = True
 
 
 def ignore(problem: str) -> None:
     """A `Report` that goes on: what lies behind the first problem is to be reached too."""
-
-
-def demonstrations(count: int = 3) -> list[Episode]:
-    gen = np.random.default_rng(0)
-    return [
-        Episode(
-            {
-                "state": gen.normal(size=(steps, 3)).astype(np.float32),
-                "action": gen.uniform(-1, 1, (steps, 2)).astype(np.float32),
-            },
-            f"do {steps % 2}",
-            {"task": "point", "seed": steps},
-        )
-        for steps in range(4, 4 + count)
-    ]
-
-
-class Folder:
-    """A data set of which one file at a time is replaced: `[number, *content]`; an input without content removes the file."""
-
-    def __init__(self, path: Path, files: Sequence[str]) -> None:
-        self.path, self.files = path, files
-        self._sound = {name: (path / name).read_bytes() for name in files}
-
-    def seeds(self) -> list[bytes]:
-        return [bytes([number]) + self._sound[name] for number, name in enumerate(self.files)]
-
-    def put(self, data: bytes) -> str:
-        """Puts the input in place; the name of the file for `restore`."""
-        name = self.files[data[0] % len(self.files)]
-        if len(data) > 1:
-            (self.path / name).write_bytes(data[1:])
-        else:
-            (self.path / name).unlink()
-        return name
-
-    def restore(self, name: str) -> None:
-        (self.path / name).write_bytes(self._sound[name])
-
-
-def _replaced(folder: Folder, read: Callable[[], None]) -> Run:
-    def one(data: bytes) -> None:
-        if not data:
-            return
-        name = folder.put(data)
-        try:
-            read()
-        finally:
-            folder.restore(name)
-
-    return one
 
 
 def read_store(path: Path, name: str) -> None:
@@ -152,13 +89,13 @@ def _zarr_seeds(folder: Path) -> list[bytes]:
 def _zarr(folder: Path) -> Run:
     """A file of a version 2 store; the metadata of a version 3 array beside its; a whole zip."""
     store, archive, newer = _zarr_folder(folder), folder / "one.zip", folder / "store" / "data" / "newer"
-    replaced = _replaced(store, lambda: read_store(store.path, "zarr"))
+    one_file = replaced(store, lambda: read_store(store.path, "zarr"))
     count = len(store.files)
 
     def one(data: bytes) -> None:
         kind = data[0] % (count + 2) if data else 0
         if kind < count:
-            replaced(bytes([kind]) + data[1:])
+            one_file(bytes([kind]) + data[1:])
         elif kind == count:
             (newer / "c/0").mkdir(parents=True, exist_ok=True)
             (newer / "c/0/0").write_bytes(bytes(15 * 2 * 4))
@@ -173,6 +110,24 @@ def _zarr(folder: Path) -> Run:
                 read_store(archive, "zarr")
 
     return one
+
+
+def _zarr_in_one_thread() -> None:
+    """Has zarr do in this thread what it hands to others: handing over costs more than reading arrays of a few bytes."""
+    from zarr.api import synchronous
+    from zarr.core import array, group, sync
+
+    loop = asyncio.new_event_loop()
+
+    def here(coroutine: Coroutine[Any, Any, Any], *_: Any, **__: Any) -> Any:
+        return loop.run_until_complete(coroutine)
+
+    async def at_once(function: Callable[..., Any], *args: Any, **settings: Any) -> Any:
+        return function(*args, **settings)
+
+    for module in (sync, synchronous, array, group):
+        module.sync = here  # type: ignore[assignment]
+    asyncio.to_thread = at_once  # type: ignore[assignment]
 
 
 def _hdf5_seeds(folder: Path) -> list[bytes]:
@@ -239,7 +194,7 @@ def _lerobot_seeds(folder: Path) -> list[bytes]:
 
 def _lerobot(folder: Path) -> Run:
     folders = _lerobot_folders(folder)
-    runs = [_replaced(item, lambda path=item.path: read_store(path, "lerobot")) for item in folders]
+    runs = [replaced(item, lambda path=item.path: read_store(path, "lerobot")) for item in folders]
     first = len(folders[0].files)
     count = first + len(folders[1].files)
 
@@ -258,47 +213,16 @@ def _native_folder(folder: Path) -> Folder:
     return Folder(path, ["kinoise.json", *(f"{name}/.zarray" for name in ("data/action", "data/state", "meta/episode_ends"))])
 
 
-def _checkpoint_folder(folder: Path) -> Folder:
-    from kinoise.policies import DiffusionPolicy, build_policy
-    from kinoise.policies.checkpoint import save_policy
-    from kinoise.policies.core.network import NetworkConfig
-    from kinoise.policies.diffusion import DiffusionConfig
-
-    path = folder / "checkpoint"
-    if not path.exists():
-        stats = {
-            key: Stats((0.0,) * n, (1.0,) * n, (-1.0,) * n, (1.0,) * n, (-1.0,) * n, (1.0,) * n, 9)
-            for key, n in (("state", 3), ("action", 2))
-        }
-        config = DiffusionConfig(network=NetworkConfig(width=8, depth=1, heads=2), chunk=4, execute=2)
-        policy = build_policy(config, SPEC, stats, ("do 0", "do 1"))
-        assert isinstance(policy, DiffusionPolicy)
-        path.mkdir()
-        save_policy(path, policy, {})
-    return Folder(path, ["config.json", "ema.safetensors"])
-
-
-def _checkpoint(folder: Path) -> Run:
-    from kinoise.policies.checkpoint import load_policy
-
-    store = _checkpoint_folder(folder)
-
-    def read() -> None:
-        load_policy(store.path, device="cpu")
-
-    return _replaced(store, read)
-
-
 def _native(folder: Path) -> Run:
     store = _native_folder(folder)
-    return _replaced(store, lambda: read_store(store.path, "kinoise"))
+    return replaced(store, lambda: read_store(store.path, "kinoise"))
 
 
 TARGETS = {
     "wire": Target(_wire_seeds, _wire, json=False),
     "native": Target(lambda folder: _native_folder(folder).seeds(), _native),
-    "zarr": Target(_zarr_seeds, _zarr),
+    "zarr": Target(_zarr_seeds, _zarr, alone=_zarr_in_one_thread),
     "hdf5": Target(_hdf5_seeds, _hdf5, json=False),
     "parquet": Target(_lerobot_seeds, _lerobot),
-    "checkpoint": Target(lambda folder: _checkpoint_folder(folder).seeds(), _checkpoint),
+    **CHECKPOINTS,
 }

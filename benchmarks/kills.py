@@ -4,6 +4,8 @@ The command itself runs, in a session of its own, on a little work; it is killed
 first process alone or all of them at once, and begun again as its documentation says (`resume=true`, or the same command) until
 it ends by itself; then the next one begins. Targets: every one ends, with what an unbroken run comes to (bytes of data, of
 weights, of metrics, every episode once); after no kill is there a file that looks whole and is not, or a process that goes on.
+
+What a command came to is kept until all are done: `resume=true` skips those that were done before this program was stopped.
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ from typing import Any
 
 import numpy as np
 from kinoise.config import UsageError, check_seed, parse, run
+from kinoise.provenance import commit, versions
 from omegaconf import MISSING
 
 from .kill_works import WORKS, Work
+from .played import Partial
 from .record import write
 
 MARK = "KINOISE_BENCHMARK_KILLS"
@@ -44,6 +48,7 @@ class Settings:
     command: str = field(default=MISSING, metadata={"help": f"{' | '.join(WORKS)} | all"})
     kills: int = field(default=50, metadata={"help": "of each command"})
     seed: int = field(default=0, metadata={"help": "of the moments"})
+    resume: bool = field(default=False, metadata={"help": "take the commands that the same code did before it was stopped"})
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -196,13 +201,19 @@ def killed(name: str, kills: int, seed: int, place: Path) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     settings = parse("kills", Settings, argv, about=__doc__ or "")
     names = list(WORKS) if settings.command == "all" else [settings.command]
-    figures = {}
+    figures, partial, code = {}, Partial("kills"), {"commit": commit(), "versions": versions()}
     for name in names:
+        key, kept = partial.get(command=name, kills=settings.kills, seed=settings.seed, **code)
+        if settings.resume and kept is not None:
+            figures[name] = kept
+            continue
         with tempfile.TemporaryDirectory(prefix="kinoise-kills-") as place:
             figures[name] = killed(name, settings.kills, settings.seed, Path(place))
+        partial.keep(key, figures[name])
         print(f"{name}: {figures[name]}", file=sys.stderr)
     sound = all(item["pass"] for item in figures.values())
     write("kills" if settings.command == "all" else f"kills_{settings.command}", {**asdict(settings), "commands": figures})
+    partial.done()
     return 0 if sound else 1
 
 

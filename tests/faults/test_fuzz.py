@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from kinoise.spec import KinoiseError
 
-COUNTS = {"wire": 2000, "native": 150, "zarr": 100, "hdf5": 60, "parquet": 60, "checkpoint": 40}
+COUNTS = {"wire": 2000, "native": 150, "zarr": 100, "hdf5": 60, "parquet": 60, "checkpoint": 40, "resume": 60, "torch_zip": 300}
 
 
 def changed(data: bytes, rng: random.Random) -> bytes:
@@ -94,3 +94,33 @@ for number, inputs in enumerate((b"a", b"b", b"cc", b"d")):
     assert "pickle.find_class" in done.stdout
     assert "elsewhere" in done.stdout
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_campaign_goes_on_where_it_ended_and_only_when_told_to(tmp_path: Path) -> None:
+    from kinoise.config import UsageError
+    from kinoise.files import read_json, write_json
+
+    from benchmarks.fuzz import Settings, begun
+
+    first = begun(Settings(target="wire", seed=3), tmp_path, {"numpy": "1"})
+    write_json(tmp_path / "progress.json", {**first, "inputs": 500, "processes": 2})
+    with pytest.raises(UsageError, match="campaign of 500 inputs"):
+        begun(Settings(target="wire", seed=3), tmp_path, {"numpy": "1"})
+    with pytest.raises(UsageError, match="seed=3"):
+        begun(Settings(target="wire", seed=4, resume=True), tmp_path, {"numpy": "1"})
+    same = begun(Settings(target="wire", seed=3, resume=True), tmp_path, {"numpy": "1"})
+    assert (same["inputs"], same["processes"], len(same["built"])) == (500, 2, 1)
+    other = begun(Settings(target="wire", seed=3, resume=True), tmp_path, {"numpy": "2"})
+    assert [item["from_input"] for item in other["built"]] == [0, 500]
+    assert read_json(tmp_path / "progress.json") == other
+
+
+def test_inputs_of_the_corpus_that_are_replayed_are_not_counted_again() -> None:
+    from benchmarks.fuzz import FIGURES, add
+
+    said = "#30\tINITED cov: 7 ft: 9\n#90\tNEW cov: 8 ft: 11\nstat::number_of_executed_units: 100\nstat::peak_rss_mb: 50\n"
+    state = {**FIGURES, "ended_early": []}
+    assert not add(state, said, 0, 2.0, stopped=False)
+    assert add(state, said + "SUMMARY: libFuzzer: timeout\n", 70, 1.0, stopped=False)
+    assert (state["inputs"], state["processes"], state["edges"], state["peak_rss_mb"]) == (140, 2, 8, 50)
+    assert [item["reason"] for item in state["ended_early"]] == ["timeout"]
