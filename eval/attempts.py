@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import wait
 
 from ..spec import KinoiseError
-from .demonstration import Folder, Recipe, serve
+from .demonstration import Attempted, Folder, Recipe, serve
 from .protocol import Shard
-from .workers import start
+from .pulse import Pulse
+from .workers import PATIENCE_S, STRIKES, end, start, why
 
 # An expert that does no better than this in so many attempts is broken, or the noise is too much for it.
 TRIES, HOPELESS = 50, 0.9
+# A simulator under which so many attempts broke off, and more than succeeded, is broken.
+BROKEN = 5
 
 
 class Ledger:
@@ -29,7 +33,10 @@ class Ledger:
         first, self._step = (0, 1) if shard is None else (shard.number - 1, shard.total)
         self.task, self._first, self._episodes = task, first, len(range(first, episodes, self._step))
         self.found = {index: success for index, success in found.items() if index % self._step == first}
+        self.broken: dict[int, str] = {}
+        """By index why an attempt could not be played to its end; it counts as failed."""
         self._under_way: set[int] = set()
+        self._strikes: Counter[int] = Counter()
 
     @property
     def wanted(self) -> list[int]:
@@ -81,80 +88,116 @@ class Ledger:
                     f"Lower noise=, or collect other tasks."
                 )
 
+    def lose(self, index: int) -> bool:
+        """Notes that an attempt's process is gone; whether it is given up, otherwise it is to be made again."""
+        self._under_way.discard(index)
+        self._strikes[index] += 1
+        return self._strikes[index] >= STRIKES
+
+    def give_up(self, index: int, trouble: str) -> None:
+        """Notes a failure for want of a simulator that plays on. Raises KinoiseError when these are too many."""
+        self.broken[index] = trouble
+        succeeded = list(self.found.values()).count(True)
+        if len(self.broken) >= BROKEN and len(self.broken) > succeeded:
+            raise KinoiseError(
+                f"{len(self.broken)} attempts at {self.task} could not be played to their end, and {succeeded} succeeded. The "
+                f"last: {trouble}"
+            )
+        self.enter(index, False)
+
 
 class Worker:
-    """A process that plays one attempt at a time. It ends with the `with` block, or with the main process."""
+    """A process that plays one attempt at a time. It ends with the `with` block, or with the main process.
 
-    def __init__(self, recipe: Recipe, folder: Folder) -> None:
-        self._process, self.connection = start(serve, recipe, folder, name="kinoise-collect")
+    Args:
+        timeout: s, for a simulator to be built, to be reset or to make a step; a process that takes longer is ended.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Folder, timeout: float) -> None:
+        self._recipe, self._folder, self._timeout = recipe, folder, timeout
         self.ledger: Ledger | None = None
         self._index = 0
+        self._start()
 
     def start(self, ledger: Ledger) -> None:
         """Begins the ledger's next attempt."""
         self.ledger, self._index = ledger, ledger.start()
-        try:
+        self.pulse.watch()
+        with suppress(OSError):  # of a process that is gone: `finish` notices
             self.connection.send((ledger.task, self._index))
-        except OSError as error:
-            raise self._died(ledger) from error
 
     def finish(self) -> int:
-        """Waits for the attempt and enters its outcome in the ledger; the steps it took.
+        """Enters what came of the attempt, which is over or hangs, in the ledger; the steps it took.
 
-        Raises KinoiseError when the attempt raised, the process died or the expert is hopeless.
+        An attempt whose process is gone is made again, and given up when that has happened STRIKES times.
+
+        Raises KinoiseError when no attempt can be made, the expert is hopeless, the simulator broken or the disk full.
         """
         assert self.ledger is not None
         try:
-            reply = self.connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died(self.ledger) from error
+            hung = not self.connection.poll()
+            reply = None if hung else self.connection.recv()
+        except (EOFError, OSError):
+            hung, reply = False, None
         if isinstance(reply, str):
             raise KinoiseError(reply)
-        success, steps = reply
-        self.ledger.enter(self._index, success)
-        return steps
+        if reply is None:
+            reply = Attempted(trouble=self._restart(hung), lost=True)
+        if not reply.trouble:
+            self.ledger.enter(self._index, reply.success)
+        elif not reply.lost or self.ledger.lose(self._index):
+            self._folder.give_up(self.ledger.task, self._index, reply.trouble)
+            self.ledger.give_up(self._index, reply.trouble)
+        return reply.steps
 
-    def _died(self, ledger: Ledger) -> KinoiseError:
-        self._process.join()
-        return KinoiseError(
-            f"the process that played {ledger.task}, attempt {self._index}, died (exit code {self._process.exitcode}). "
-            f"If memory ran out, take fewer workers=. The same command goes on where this one was."
-        )
+    def _start(self) -> None:
+        self.pulse = Pulse(self._timeout)
+        self._process, self.connection = start(serve, self._recipe, self._folder, self.pulse.shared, name="kinoise-collect")
+
+    def _restart(self, hung: bool) -> str:
+        """Another process in place of one that is gone; how that one ended."""
+        self.connection.close()
+        if hung:
+            self._process.kill()
+        end(self._process, PATIENCE_S)
+        ended = why(self._process, self._timeout if hung else None)
+        self._start()
+        return f"the process that played it {ended}" + ("" if hung else ". If memory ran out, take fewer workers=")
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.connection.close()
-        self._process.terminate()
-        self._process.join()
+        end(self._process, 0.0)
 
 
-def make_attempts(ledgers: Sequence[Ledger], recipe: Recipe, folder: Folder, workers: int) -> Iterator[int]:
+def make_attempts(ledgers: Sequence[Ledger], recipe: Recipe, folder: Folder, workers: int, timeout: float) -> Iterator[int]:
     """Plays what the ledgers want; yields each attempt's steps once its file is written and its outcome entered.
 
     Each worker stays with a task while there is something to do, so that a simulator is built once a task and process.
 
     Raises:
-        KinoiseError: a simulator can't be built, an attempt raised, a process died, an expert is hopeless, the disk is full.
+        KinoiseError: a simulator can't be built, has no expert or is broken, an expert is hopeless, the disk is full.
     """
     wanted = sum(len(ledger.wanted) for ledger in ledgers)
     if not wanted:
         return
     with ExitStack() as stack:
-        idle = [stack.enter_context(Worker(recipe, folder)) for _ in range(min(workers, wanted))]
-        busy: dict[object, Worker] = {}
+        idle = [stack.enter_context(Worker(recipe, folder, timeout)) for _ in range(min(workers, wanted))]
+        busy: list[Worker] = []
         while True:
             for worker in list(idle):
-                ledger = _next(ledgers, worker.ledger, [item.ledger for item in busy.values()])
+                ledger = _next(ledgers, worker.ledger, [item.ledger for item in busy])
                 if ledger is not None:
                     worker.start(ledger)
                     idle.remove(worker)
-                    busy[worker.connection] = worker
+                    busy.append(worker)
             if not busy:
                 return
-            for connection in wait([worker.connection for worker in busy.values()]):
-                worker = busy.pop(connection)
+            ready = wait([worker.connection for worker in busy], min(worker.pulse.tick for worker in busy))
+            for worker in [item for item in busy if item.connection in ready or item.pulse.hangs]:
+                busy.remove(worker)
                 yield worker.finish()
                 idle.append(worker)
 

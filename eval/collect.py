@@ -36,6 +36,7 @@ from .launch import HELP as LAUNCHER
 from .launch import Cluster, check_launched, count_parts, open_launcher
 from .launch.job import Job, run_all
 from .protocol import Shard
+from .pulse import TIMEOUT_S
 
 LOGS, RECIPE = ".logs", "collect.json"
 ABOUT = """Has scripted experts demonstrate tasks in a simulator and writes their successes to DATA. Until all are there they
@@ -61,6 +62,7 @@ class Settings:
     cameras: list[Any] = field(default_factory=list, metadata={"help": "images to record, such as cameras=[corner,gripperPOV]"})
     size: int = field(default=84, metadata={"help": "of these images, in pixels"})
     workers: int | None = field(default=None, metadata={"help": "processes; null: one for each core"})
+    timeout: float = field(default=TIMEOUT_S, metadata={"help": "seconds after which a simulator that hangs is started again"})
     shard: str | None = field(default=None, metadata={"help": "such as 2/8: make the second of eight parts, in DATA.partial"})
     launcher: str | None = field(default=None, metadata={"help": LAUNCHER})
     shards: int | None = field(default=None, metadata={"help": "launcher's parts; null: as many as there is room for at once"})
@@ -74,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UsageError: a key or a value that doesn't exist.
         KinoiseError: unknown task or camera, no OpenGL for images, tasks that see different things, `out`
-            exists, an expert that nearly always fails, disk full.
+            exists, an expert that nearly always fails, a simulator that nearly never plays on, disk full.
     """
     settings = parse("collect", Settings, argv, about=ABOUT, choices={"env": envs.choices, "cameras": envs.cameras})
     _check(settings)
@@ -96,11 +98,14 @@ def main(argv: Sequence[str]) -> int:
         prepare(overwrite=False, alone=False)  # what the parts left
         ledgers = [Ledger(task, settings.episodes, folder.found(task)) for task in tasks]
     try:
-        steps = _collect(ledgers, recipe, folder, settings.workers or len(os.sched_getaffinity(0)))
+        steps = _collect(ledgers, recipe, folder, settings.workers or len(os.sched_getaffinity(0)), settings.timeout)
     except KeyboardInterrupt:
         print(f"What is finished is in {folder.path}: the same command goes on from there.")
         raise
     wall = time.perf_counter() - begin
+    for ledger in ledgers:
+        for index, trouble in ledger.broken.items():
+            print(f"attempt {index} at {ledger.task} could not be played to its end, and counts as failed: {trouble}")
     if shard is not None:
         count = sum(len(ledger.kept) for ledger in ledgers)
         print(
@@ -129,6 +134,8 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"{name}={value}: expected at least {low}")
     if not (math.isfinite(settings.noise) and settings.noise >= 0):
         raise UsageError(f"noise={settings.noise}: expected a number of at least 0")
+    if not settings.timeout > 0:
+        raise UsageError(f"timeout={settings.timeout}: expected seconds, above 0")
     if not 0 <= settings.disturb <= 1:
         raise UsageError(f"disturb={settings.disturb}: expected a chance from 0 to 1")
     if not Path(settings.out).name:
@@ -210,13 +217,13 @@ def _prepare(
     write_json(file, now)
 
 
-def _collect(ledgers: Sequence[Ledger], recipe: Recipe, folder: Folder, workers: int) -> int:
+def _collect(ledgers: Sequence[Ledger], recipe: Recipe, folder: Folder, workers: int, timeout: float) -> int:
     """Makes the attempts that are missing, behind a progress bar; the steps that they took."""
     done = sum(len(ledger.kept) for ledger in ledgers)
     steps = 0
     with _progress() as bar:
         shown = bar.add_task("", total=done + sum(len(ledger.wanted) for ledger in ledgers), completed=done)
-        for taken in make_attempts(ledgers, recipe, folder, workers):
+        for taken in make_attempts(ledgers, recipe, folder, workers, timeout):
             steps += taken
             failed = sum(list(ledger.found.values()).count(False) for ledger in ledgers)
             bar.update(

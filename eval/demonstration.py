@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 
 from .. import envs
 from ..data.base import ACTION, Episode
+from ..data.check import check_episode, label
 from ..envs import Env, episode_seed
+from ..envs.base import EnvGone, EnvLost, Expert
 from ..files import write_file, write_text
 from ..spec import KinoiseError
 from .disturb import Disturbed
@@ -48,22 +52,47 @@ class Recipe:
         return envs.make(task, cameras=self.cameras, size=self.size)
 
 
-def play(env: Env, recipe: Recipe, index: int) -> Episode:
+class Unfit(KinoiseError):
+    """No attempt at all can be made: there is no expert, or no simulator any more."""
+
+
+@dataclass(frozen=True)
+class Attempted:
+    """What became of an attempt.
+
+    Args:
+        trouble: why it could not be played to its end; "" when it was.
+        lost: whether that was the end of the simulator's own process, in another of which it may well be played.
+    """
+
+    success: bool = False
+    steps: int = 0
+    trouble: str = ""
+    lost: bool = False
+
+
+def play(env: Env, recipe: Recipe, index: int, beat: Callable[[], None] = lambda: None) -> Episode:
     """An attempt at demonstrating `env`'s task; `info["success"]` says whether it is a demonstration.
 
     Noise and disturbances change what is executed and not what is recorded: states beside the expert's path come with the
     commands that lead back to it (DART: Laskey et al. 2017, "Noise Injection for Robust Imitation Learning").
+
+    Args:
+        beat: called after every step.
+
+    Raises Unfit when there is no expert, KinoiseError for a demonstration that is not finite, and what the simulator raises.
     """
     seed = episode_seed(recipe.seed, env.task, index)
     executed = Disturbed(env.spec, recipe.noise, recipe.disturb, seed)
     observation, _ = env.reset(seed=seed)
-    expert = env.expert()
+    expert = _expert(env)
     observations, actions, success, end = [], [], False, env.horizon
     while len(actions) < end:
         action = expert.act(observation)
         observations.append(observation)
         actions.append(action)
         observation, _, terminated, truncated, info = env.step(executed(action))
+        beat()
         if info["success"] and not success:
             success, end = True, min(end, len(actions) + HOLD)
         if terminated or truncated:
@@ -77,18 +106,39 @@ def play(env: Env, recipe: Recipe, index: int) -> Episode:
         "success": success,
         "steps": len(actions),
     }
-    return Episode({**arrays, ACTION: np.stack(actions)}, env.instruction, info)
+    episode = Episode({**arrays, ACTION: np.stack(actions)}, env.instruction, info)
+    if success:
+        check_episode(env.spec, {}, episode, label(index, episode))
+    return episode
+
+
+def _expert(env: Env) -> Expert:
+    try:
+        return env.expert()
+    except EnvLost:
+        raise
+    except KinoiseError as error:
+        raise Unfit(str(error)) from error
 
 
 class Folder:
-    """Attempts as files: `<task>/<index>.npz` is a demonstration, `<task>/<index>.failed` says that there is none."""
+    """Attempts as files: `<task>/<index>.npz` is a demonstration, `<task>/<index>.failed` says that there is none.
+
+    One that is not empty says why the attempt could not be played to its end: that may have been an accident, the machine's or
+    the network's, so it counts as not made when the command begins again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def found(self, task: str) -> dict[int, bool]:
         """By index whether an attempt was a success, of those that are there."""
-        return {int(file.stem): file.suffix == ".npz" for file in self._of(task).glob("[0-9]*")}
+        files = [(int(file.stem), file) for file in self._of(task).glob("[0-9]*")]
+        return {index: file.suffix == ".npz" for index, file in files if file.suffix == ".npz" or not file.stat().st_size}
+
+    def give_up(self, task: str, index: int, trouble: str) -> None:
+        """Writes down why an attempt could not be played to its end."""
+        write_text(self._of(task) / f"{index:06d}.failed", f"{trouble}\n")
 
     def write(self, episode: Episode) -> None:
         file = self._of(episode.info["task"]) / f"{episode.info['index']:06d}"
@@ -113,27 +163,52 @@ class Folder:
         return self.path / task.replace("/", ".")
 
 
-def serve(connection: Connection, recipe: Recipe, folder: Folder) -> None:
+def serve(connection: Connection, recipe: Recipe, folder: Folder, done: Any) -> None:
     """A worker process: plays and writes each `(task, index)` that comes, until the other end of the pipe is closed.
 
-    Answers with whether it was a success and its steps, or with a line that says what went wrong.
+    Answers with what became of it, or with a line that says why nothing further can be played.
+
+    Args:
+        done: shared with the main process; its `value` says how often the process got on.
     """
     env: Env | None = None
+
+    def beat() -> None:
+        done.value += 1
+
+    beat()
     try:
         while True:
             task, index = connection.recv()
+            beat()
             try:
                 if env is None or env.task != task:
                     if env is not None:
                         env.close()
                     env = recipe.make(task)
-                episode = play(env, recipe, index)
-                folder.write(episode)
-                reply = (episode.info["success"], episode.info["steps"])
+                beat()
+                reply: Attempted | str = _attempt(env, recipe, index, folder, beat)
             except KinoiseError as error:
                 reply = str(error)
             except Exception as error:
                 reply = f"{task}, attempt {index}: {describe(error)}"
+            if isinstance(reply, Attempted) and reply.trouble and not reply.lost and env is not None:
+                with suppress(Exception):  # it may be in any state, so the next attempt gets a new one
+                    env.close()
+                env = None
             connection.send(reply)
     except (EOFError, OSError):
         return
+
+
+def _attempt(env: Env, recipe: Recipe, index: int, folder: Folder, beat: Callable[[], None]) -> Attempted:
+    """Plays and writes one. Raises what no other attempt would be spared either: a full disk, no expert."""
+    try:
+        episode = play(env, recipe, index, beat)
+    except (Unfit, EnvGone):
+        raise
+    except Exception as error:
+        return Attempted(trouble=describe(error), lost=isinstance(error, EnvLost))
+    beat()
+    folder.write(episode)
+    return Attempted(episode.info["success"], episode.info["steps"])

@@ -20,12 +20,10 @@ from .latency import Late
 from .schedule import Schedule
 from .slot import Job, Outcome, Simulator
 from .timeline import Carried, Timeline
-from .workers import Orders, Report, WorkerDied, Workers
+from .workers import STRIKES, Orders, Report, WorkerDied, Workers
 
 GROUPS = 2
 SLOTS = 20
-STRIKES = 3
-"""Episodes under which a process dies so often are given up: an accident doesn't come back, a simulator's bug does."""
 
 
 @runtime_checkable

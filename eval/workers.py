@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,13 +26,15 @@ import numpy as np
 
 from ..envs.base import EnvLost, Values
 from ..spec import KinoiseError
+from .pulse import TIMEOUT_S, Pulse
 from .slot import Job, Make, Outcome, Simulator, Slot, describe
 
 # One thread a process: the processes are the parallelism, and two thread pools on the same cores slow each other badly.
 THREADS = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 PATIENCE_S = 5.0
-TIMEOUT_S, TICK_S = 300.0, 1.0
 NOBODY = -1
+STRIKES = 3
+"""Episodes under which a process dies so often are given up: an accident doesn't come back, a simulator's bug does."""
 
 
 class WorkerDied(Exception):
@@ -159,36 +160,26 @@ class _Worker:
         raise died
 
     def end(self, patience: float) -> None:
-        self.process.join(patience)
-        for stop in (self.process.terminate, self.process.kill):
-            if self.process.exitcode is None:
-                stop()
-                self.process.join(PATIENCE_S)
+        end(self.process, patience)
 
     def _idle(self) -> bool:
         """Waits for an answer; whether the process did nothing for so long that there won't be one."""
-        done, since = self._done.value, time.monotonic()
-        while not self.connection.poll(min(TICK_S, self._timeout)):
-            if self._done.value != done:
-                done, since = self._done.value, time.monotonic()
-            elif time.monotonic() - since > (self._timeout if done else max(self._timeout, TIMEOUT_S)):  # importing is no hang
+        self._pulse.watch()
+        while not self.connection.poll(self._pulse.tick):
+            if self._pulse.hangs:
                 return True
         return False
 
     def _start(self) -> None:
-        self._at, self._done = RawValue(c_int, NOBODY), RawValue(c_int, 0)
-        self.process, self.connection = start(serve, self._make, self._at, self._done, name="kinoise-simulators")
+        self._at, self._pulse = RawValue(c_int, NOBODY), Pulse(self._timeout)
+        self.process, self.connection = start(serve, self._make, self._at, self._pulse.shared, name="kinoise-simulators")
 
     def _restart(self, idle: bool) -> WorkerDied:
         self.connection.close()
         if idle:
             self.process.kill()
         self.end(PATIENCE_S)
-        code = self.process.exitcode or 0
-        cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        text = f"the simulators' process died ({cause})"
-        if idle:
-            text = f"the simulators' process did nothing for {self._timeout:g} s and was ended (timeout=)"
+        text = f"the simulators' process {why(self.process, self._timeout if idle else None)}"
         died = WorkerDied(text, None if self._at.value == NOBODY else self._at.value)
         self._unanswered = deque(died for _ in self._unanswered)
         self._start()
@@ -207,6 +198,23 @@ def start(serve: Callable[..., None], *arguments: Any, name: str) -> tuple[BaseP
         process.start()
     theirs.close()
     return process, ours
+
+
+def end(process: BaseProcess, patience: float) -> None:
+    """Ends a process; by force when it hasn't ended by itself after `patience` seconds."""
+    process.join(patience)
+    for stop in (process.terminate, process.kill):
+        if process.exitcode is None:
+            stop()
+            process.join(PATIENCE_S)
+
+
+def why(process: BaseProcess, hung: float | None) -> str:
+    """How an ended process ended, as a predicate; `hung`: after so many seconds in which it got no further."""
+    if hung is not None:
+        return f"did nothing for {hung:g} s and was ended (timeout=)"
+    code = process.exitcode or 0
+    return f"died (signal {signal.Signals(-code).name})" if code < 0 else f"died (exit code {code})"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036 (the interpreter is anybody's)
     sys.exit("kinoise needs Python 3.11 or newer, this is %s at %s" % (sys.version.split()[0], sys.executable))  # noqa: UP031
 
-HERE = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+HERE = os.path.dirname(os.path.realpath(__file__))  # noqa: PTH120 (as Python has it in its path, where links lead here)
 sys.path.remove(HERE)  # Python puts a script's folder first, where its files would hide packages of the same names
 ROOT = os.path.dirname(os.path.dirname(HERE))  # noqa: PTH120
 spec = importlib.util.spec_from_file_location("kinoise", os.path.join(ROOT, "__init__.py"), submodule_search_locations=[ROOT])  # noqa: PTH118

@@ -83,8 +83,8 @@ import gymnasium, numpy as np
 from gymnasium import spaces
 
 class Point(gymnasium.Env):
-    def __init__(self, trouble, render_mode=None):
-        self.trouble, self.render_mode = trouble, render_mode
+    def __init__(self, trouble, half=False, render_mode=None):
+        self.trouble, self.half, self.render_mode = trouble, half, render_mode
         self.noise, self.ever = np.random.default_rng(), 0  # what no reset sets anew
         self.action_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
         box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
@@ -104,7 +104,7 @@ class Point(gymnasium.Env):
     def step(self, action):
         print("a simulator that prints")
         self.steps, self.ever = self.steps + 1, self.ever + 1
-        if self.steps == 3:
+        if self.steps == 3 and not (self.half and self.goal[0] < 0):  # half of the episodes may go well
             if self.trouble == "nan":
                 self.place = self.place * np.nan
             if self.trouble == "raise":
