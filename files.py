@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,19 @@ def output_directory(path: Path) -> Iterator[None]:
             with suppress(OSError):  # not empty
                 path.rmdir()
         raise
+
+
+@contextmanager
+def reserved(path: Path, size: int) -> Iterator[None]:
+    """Keeps so many bytes of the disk of the directory `path` for what is written after the block, whatever fills it meanwhile.
+
+    The file that holds them has no name: a killed process leaves nothing. Raises KinoiseError when there is no such room.
+    """
+    with ExitStack() as stack:
+        with disk_errors(path):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=path))
+            os.posix_fallocate(file.fileno(), 0, size)
+        yield
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .. import envs
 from ..config import UsageError, check_seed, parse
-from ..files import output_directory, write_json
+from ..files import output_directory, reserved, write_json
 from ..policies.base import check_execute
 from ..provenance import origin
 from ..spec import KinoiseError
@@ -38,6 +38,8 @@ the guards did and how the episodes ended. One action is one step of the simulat
 Metaworld's world, which steps at 80 Hz, runs four times slower than life. SIGINT and SIGTERM end a run cleanly."""
 
 FRAMES_PER_SECOND = 10
+RESERVE = 1 << 20
+"""Bytes of the disk that are kept for control.json, whatever a trace takes."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     out, task = Path(settings.out or Path(settings.run or "") / "control"), _task(settings.env)
     with planning(settings, settings.seed) as plans:
         make = partial(envs.showing(plans.served.spec), task)
-        with output_directory(out), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+        with output_directory(out), reserved(out, RESERVE), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
             (out / "control.json").unlink(missing_ok=True)  # of a run before: what a killed one leaves is not its own
             result, record = _run(settings, plans, robot, out)
     write_json(out / "control.json", result)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+from kinoise import envs
 from kinoise.policies import build_policy, choices
 from kinoise.policies.base import Policy
+from kinoise.policies.core.network import NetworkConfig
+from kinoise.policies.diffusion import DiffusionConfig
 from kinoise.spec import Batch, Feature, Observation, Spec, Stats
 from omegaconf import OmegaConf
 
@@ -30,6 +33,17 @@ HEUN = ("heun", lambda steps: 2 * steps - 1)
 def small(name: str, **over: object) -> Policy:
     config = OmegaConf.merge(OmegaConf.structured(choices()[name]), SMALL, {"observations": ["state"]}, over)
     return build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=0)
+
+
+def fitting(world: str) -> Policy:
+    """One for a mapping file's world that is observed by states alone: it plans at every step, in one evaluation."""
+    env = envs.make(world)
+    spec, text = env.spec, env.instruction
+    env.close()
+    stats = {key: Stats((0.0,), (1.0,), (-1.0,), (1.0,), (-1.0,), (1.0,), 10) for key in (*spec.observations, "action")}
+    config = DiffusionConfig(network=NetworkConfig(width=16, depth=1, heads=2), chunk=2, execute=1)
+    config.decode.steps = 1
+    return build_policy(config, spec, stats, (text,)).eval()
 
 
 def observation(policy: Policy, rows: int = 3, seed: int = 0) -> Observation:

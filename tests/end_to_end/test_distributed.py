@@ -138,8 +138,14 @@ def test_an_error_of_one_process_ends_all(runs: Path) -> None:
     assert "Traceback" not in refused["said"]
 
 
-def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(runs: Path, data: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+@pytest.mark.parametrize("meeting", ["standalone", "c10d"])
+def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(
+    meeting: str, runs: Path, data: Path, tmp_path: Path
+) -> None:
+    """With c10d the processes meet at an address, as those of several machines do."""
+    address = ["--nnodes=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=run"]
+    where = ["--standalone"] if meeting == "standalone" else address
+    launcher = [sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node=2", "--max-restarts=1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, __file__, "work", str(data), str(tmp_path / "run"), str(tmp_path / "killed")]
     subprocess.run(command, check=True, timeout=600, env=environment)
@@ -208,10 +214,7 @@ def evaluate(policy: object, env: str, *, out: Path, **_: object) -> dict[str, A
 
 def launch(count: int, command: list[str], first: Callable[[], object] = lambda: None) -> list[int]:
     """The exit codes of `kinoise` with that command as `count` processes, which call `first`; negative after a signal."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank in range(count):
         pid = os.fork()
         if pid == 0:
@@ -226,6 +229,12 @@ def launch(count: int, command: list[str], first: Callable[[], object] = lambda:
                 os._exit(70)
         children.append(pid)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def work(data: Path, out: Path, killed: Path) -> int:

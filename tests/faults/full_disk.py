@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from kinoise import cli
 from kinoise.data import Episode, write_store
 from kinoise.data.cache import mapped
 from kinoise.data.replay import ReplayStore
+from kinoise.deploy.control import RESERVE
 from kinoise.deploy.trace import TraceWriter
+from kinoise.policies.checkpoint import save_policy
 from kinoise.spec import Feature, KinoiseError, Spec
 from mapped_worlds import POINT, write
+from small_policies import fitting
 
 SPEC = Spec(
     {"state": Feature((2,)), "image.top": Feature((64, 64, 3), "image")}, Feature((1,), low=(-1.0,), high=(1.0,)), rate=20.0
@@ -65,6 +70,21 @@ def cached(source: Path, folder: Path) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def filled(small: Path, left: int) -> Iterator[None]:
+    """All of the small disk but so many bytes is taken during the block."""
+    filler = small / "filler"
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, os.statvfs(small).f_bavail * os.statvfs(small).f_bsize - left)
+    yield
+    filler.unlink()
+
+
+def evaluated(out: Path) -> list[Any]:
+    """What the result says of each episode; nothing without one."""
+    return json.loads((out / "result.json").read_text())["episodes"] if (out / "result.json").exists() else []
+
+
 def main(place: Path, small: Path) -> dict[str, Any]:
     write_store(place / "data", SPEC, demonstrations(4, 40))
     write_store(place / "little", SPEC, demonstrations(2, 6))
@@ -81,6 +101,26 @@ def main(place: Path, small: Path) -> dict[str, Any]:
         writer.add("observe", {"image": np.full(4096, count % 256, np.uint8)}, 4096)
     found["trace"] = writer.close()
     (small / "control.trace").unlink()
+    (place / "policy").mkdir()
+    save_policy(place / "policy", fitting(world), {})
+    play = ["eval", str(place / "policy"), f"env={world}", "episodes=24", "workers=1", "slots=2"]
+    out = small / "eval"
+    assert cli.main([*play, f"out={place / 'eval'}"]) == 0
+    with filled(small, 12 << 10):
+        found["eval"] = command(small, *play, f"out={out}")
+    lines = (out / "episodes.jsonl").read_bytes().splitlines(keepends=True)
+    found["eval"] |= {"episodes": sum(line.endswith(b"\n") for line in lines) - 1, "result": evaluated(out)}
+    found["resumed"] = command(small, *play, f"out={out}", "resume=true")
+    found["resumed"] |= {"result": evaluated(out), "expected": evaluated(place / "eval")}
+    found["resumed"]["kept"] = json.loads((out / "result.json").read_text())["rollout"]["resumed"]
+    subprocess.run(["rm", "-rf", str(out)], check=True)
+    control = ["control", str(place / "policy"), f"env={world}", "seconds=2", "trace=true"]
+    with filled(small, RESERVE + (8 << 10)):
+        found["control"] = command(small, *control, f"out={small / 'control'}")
+    found["control"]["trace"] = json.loads((small / "control" / "control.json").read_text())["trace"]
+    subprocess.run(["rm", "-rf", str(small / "control")], check=True)
+    with filled(small, RESERVE // 2):
+        found["control at once"] = command(small, *control, f"out={small / 'control'}")
     train = ["train", *TINY, *SHORT, "policy.observations=[state]", f"data={place / 'little'}", f"cache={place / 'cache'}"]
     found["train"] = command(small, *train, f"out={small / 'run'}")
     steps = [item.name for item in (small / "run" / "checkpoints").iterdir() if item.name.isdigit()]
@@ -91,6 +131,8 @@ def main(place: Path, small: Path) -> dict[str, Any]:
     found["read-only convert"] = command(small, "convert", str(place / "data"), str(small / "b"), "format=zarr")
     found["read-only train"] = command(small, *train, f"out={small / 'run'}")
     found["read-only collect"] = command(small, "collect", f"env={world}", "episodes=1", "workers=1", f"out={small / 'c'}")
+    found["read-only eval"] = command(small, *play, f"out={small / 'e'}")
+    found["read-only control"] = command(small, *control, f"out={small / 'r'}")
     return found
 
 

@@ -36,7 +36,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     program = Path(__file__).with_name("full_disk.py")
     worlds = program.parents[1] / "contracts"
     run = f"{mount} && exec {sys.executable} {program} {place} {small}"
-    env = {**os.environ, "PYTHONPATH": str(worlds)}
+    paths = [str(worlds), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     done = subprocess.run([*NAMESPACE, "sh", "-c", run], capture_output=True, text=True, env=env, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -66,7 +67,30 @@ def test_a_full_disk_keeps_the_checkpoints_that_are_there(full: dict[str, Any]) 
     assert full["train"]["checkpoints"]
 
 
-@pytest.mark.parametrize("name", ["convert", "train", "collect"])
+def test_a_full_disk_keeps_the_episodes_that_are_written_and_resume_plays_the_others(full: dict[str, Any]) -> None:
+    assert full["eval"]["code"] == 1
+    assert "the disk is full" in full["eval"]["said"]
+    assert full["eval"]["result"] == []
+    assert 0 < full["eval"]["episodes"] < len(full["resumed"]["expected"])
+    assert full["resumed"]["code"] == 0
+    assert full["resumed"]["kept"] == full["eval"]["episodes"]
+    assert full["resumed"]["result"] == full["resumed"]["expected"]
+
+
+def test_a_full_disk_under_a_control_loop_leaves_room_for_its_figures(full: dict[str, Any]) -> None:
+    assert full["control"]["code"] == 1
+    assert "control.trace lacks its last" in full["control"]["said"]
+    assert "disk is full" in full["control"]["trace"]["trouble"]
+    assert full["control"]["trace"]["lost"] > 0
+
+
+def test_a_control_loop_does_not_begin_without_that_room(full: dict[str, Any]) -> None:
+    assert full["control at once"]["code"] == 1
+    assert "the disk is full" in full["control at once"]["said"]
+    assert full["control at once"]["left"] == ["filler"]
+
+
+@pytest.mark.parametrize("name", ["convert", "train", "collect", "eval", "control"])
 def test_a_read_only_place_is_one_line(full: dict[str, Any], name: str) -> None:
     found = full[f"read-only {name}"]
     assert found["code"] == 1

@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from kinoise import envs
 from kinoise.eval.evaluate import evaluate
 from kinoise.eval.rollout import Rollout
 from kinoise.eval.workers import Workers
-from kinoise.policies import Policy, build_policy
-from kinoise.policies.core.network import NetworkConfig
-from kinoise.policies.diffusion import DiffusionConfig
-from kinoise.spec import Stats
 from mapped_worlds import POINT, write
+from small_policies import fitting
 from walker import Walker, line_jobs
 
 pytestmark = pytest.mark.alone
@@ -24,16 +20,6 @@ pytestmark = pytest.mark.alone
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parent)])
-
-
-def policy(world: str) -> Policy:
-    env = envs.make(world)
-    spec = env.spec
-    env.close()
-    stats = {key: Stats((0.0,), (1.0,), (-1.0,), (1.0,), (-1.0,), (1.0,), 10) for key in (*spec.observations, "action")}
-    config = DiffusionConfig(network=NetworkConfig(width=16, depth=1, heads=2), chunk=2, execute=1)
-    config.decode.steps = 1
-    return build_policy(config, spec, stats, (str(POINT["instruction"]),)).eval()
 
 
 @pytest.mark.parametrize(
@@ -48,7 +34,7 @@ def test_an_episode_fails_with_its_reason_and_the_evaluation_ends(trouble: str, 
     changes = {"gymnasium__kwargs": {"trouble": trouble}, "python": sys.executable, "timeout": 1}
     world = write(tmp_path, POINT, **changes)
     out = tmp_path / "out"
-    result = evaluate(policy(world), world, episodes=1, seed=0, horizon=5, workers=1, slots=1, out=out, progress=False, wait=0)
+    result = evaluate(fitting(world), world, episodes=1, seed=0, horizon=5, workers=1, slots=1, out=out, progress=False, wait=0)
     assert result["success"]["n"] == result["success"]["errors"] == 1
     (played,) = json.loads((out / "result.json").read_text())["episodes"]
     assert played["success"] is False

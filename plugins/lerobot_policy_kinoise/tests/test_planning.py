@@ -95,17 +95,22 @@ def test_what_is_carried_out_meanwhile_begins_the_chunk(kind, simulated, fresh):
     assert not torch.equal(after[:, 3:], free[:, 3:])
 
 
-def test_lerobots_real_time_queue_meets_no_jump(fresh):
+@pytest.mark.parametrize("history", [1, 2])
+def test_lerobots_real_time_queue_meets_no_jump(history, fresh, monkeypatch):
     """Actions that leave the queue while a chunk is made are those with which that chunk begins."""
-    policy, delay = fresh("kinoise_mode", chunk_size=8, n_action_steps=4), 2
-    queue = ActionQueue(RTCConfig(enabled=True))
-    first = policy.predict_action_chunk(seen(0, rows=1), inference_delay=0, prev_chunk_left_over=queue.get_left_over())[0]
+    policy, delay = fresh("kinoise_mode", n_obs_steps=history, chunk_size=8, n_action_steps=4), 2
+    spy, queue = Spy(policy, monkeypatch), ActionQueue(RTCConfig(enabled=True))
+    batch = policy.observe(seen(0, rows=1))
+    first = policy.predict_action_chunk(batch, inference_delay=0, prev_chunk_left_over=queue.get_left_over())[0]
     queue.merge(first, first, 0, 0)
     for step in range(1, 5):
         assert queue.get() is not None
         index, left = queue.get_action_index(), queue.get_left_over()
         assert left is not None
-        chunk = policy.predict_action_chunk(seen(step, rows=1), inference_delay=delay, prev_chunk_left_over=left)[0]
+        batch = policy.observe(seen(step, rows=1))
+        chunk = policy.predict_action_chunk(batch, inference_delay=delay, prev_chunk_left_over=left)[0]
+        frames = spy.calls[-1]["obs"].values["state"][0, :, 0].tolist()
+        assert frames == list(range(step + 1 - history, step + 1))
         meanwhile = torch.stack([queue.get() for _ in range(delay)])
         torch.testing.assert_close(chunk[:delay], meanwhile, rtol=0, atol=0)
         queue.merge(chunk, chunk, delay, index)
