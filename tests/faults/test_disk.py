@@ -38,7 +38,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = f"{mount} && exec {sys.executable} {program} {place} {small}"
     paths = [str(worlds), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run([*NAMESPACE, "sh", "-c", run], capture_output=True, text=True, env=env, timeout=300, check=False)
+    done = subprocess.run([*NAMESPACE, "sh", "-c", run], capture_output=True, text=True, env=env, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
