@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
         print("usage: kinoise COMMAND [key=value ...]\n")
-        print("\n".join(f"  {command:<12} {about}" for command, (_, about) in COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        print("\n".join(f"  {command:<{width}} {about}" for command, (_, about) in COMMANDS.items()))
         print("\nkinoise COMMAND --help lists a command's settings and choices.")
         return 0 if arguments else 2
     if name == "--version":

@@ -23,6 +23,8 @@ def test_all_commands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
     assert all(f"  {name} " in listed for name in COMMANDS)
+    lines = {line.split()[0]: line for line in listed.splitlines() if line.startswith("  ")}
+    assert len({lines[name].index(about) for name, (_, about) in COMMANDS.items()}) == 1  # one column
     assert main(["--version"]) == 0
     assert __version__ in capsys.readouterr().out
 
