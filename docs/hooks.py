@@ -21,6 +21,7 @@ from mkdocs.utils import get_relative_url
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PLUGIN = ROOT / "plugins" / "lerobot_policy_kinoise"
 LINKS = {
     "](../benchmarks/results/": "](benchmarks/results/",
     "](../benchmarks/README.md": "](benchmarks.md",
@@ -44,7 +45,7 @@ def on_config(config: MkDocsConfig) -> None:
         for module in (ROOT / inside).glob("*.py"):
             shutil.copyfile(module, target / module.name)
     plugin: Any = config.plugins["mkdocstrings"]
-    plugin.config.handlers["python"]["paths"] = [sources.name]
+    plugin.config.handlers["python"]["paths"] = [sources.name, str(PLUGIN)]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
