@@ -70,9 +70,13 @@ def tree(path: Path) -> dict[str, bytes]:
 def cluster():
     """A cluster of Ray on this machine, for all tests of it."""
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
 
 
 def test_an_evaluation_in_parts_is_that_of_one_process(policy: Path, whole: dict[str, Any], tmp_path: Path) -> None:
