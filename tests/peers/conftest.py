@@ -20,20 +20,25 @@ ROBOMIMIC = ("robomimic==0.3.0", "six==1.17.0", "termcolor==3.3.0", "torchvision
 
 
 @pytest.fixture(scope="session")
-def lerobot() -> Callable[..., None]:
-    """Runs a script, given its path and arguments, with the Python of LeRobot's environment, as the benchmarks make it."""
+def lerobot_python() -> Path:
+    """The Python of LeRobot's environment, as the benchmarks make it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path, str(ROOT)])
         from benchmarks.peer import Absent
         from benchmarks.peers import lerobot_environment
     try:
-        python = lerobot_environment(PEERS)
+        return lerobot_environment(PEERS)
     except Absent as error:
         pytest.skip(f"no environment with LeRobot: {error}")
 
+
+@pytest.fixture(scope="session")
+def lerobot(lerobot_python: Path) -> Callable[..., None]:
+    """Runs a script, given its path and arguments, with that Python."""
+
     def run(script: Path, command: str, folder: Path, file: Path) -> None:
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(file.parent / "hf"), "OMP_NUM_THREADS": "1", "SVT_LOG": "1"}
-        words = [str(python), str(script), command, str(folder), str(file)]
+        words = [str(lerobot_python), str(script), command, str(folder), str(file)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=os.environ | offline)
         assert done.returncode == 0, done.stderr[-2000:]
 
