@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -33,6 +33,12 @@ def load_torchvision() -> torch.library.Library:
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     return library
+
+
+def answers() -> TextIO:
+    """Where answers go. What LeRobot prints of its own accord (that it loads weights) goes to the other output from now on."""
+    found, sys.stdout = sys.stdout, sys.stderr
+    return found
 
 
 def untrained(settings: dict) -> DiffusionPolicy:
@@ -58,7 +64,7 @@ def untrained(settings: dict) -> DiffusionPolicy:
 
 def main(settings: dict) -> None:
     torch.set_num_threads(settings["threads"])
-    kept = load_torchvision()
+    out, kept = answers(), load_torchvision()
     from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 
     checkpoint = settings.get("checkpoint")
@@ -66,12 +72,12 @@ def main(settings: dict) -> None:
     policy.eval()
     batch = {key: torch.zeros(1, *item.shape) for key, item in policy.config.input_features.items()}
     told = {name: version(name) for name in ("lerobot", "torch", "diffusers")}
-    print(json.dumps({"parameters": sum(item.numel() for item in policy.parameters()), "versions": told}), flush=True)
+    print(json.dumps({"parameters": sum(item.numel() for item in policy.parameters()), "versions": told}), file=out, flush=True)
     for _ in sys.stdin:
         policy.reset()  # else it would hand out what is left of the plan before
         started = time.perf_counter()
         policy.select_action(batch)
-        print(time.perf_counter() - started, flush=True)
+        print(time.perf_counter() - started, file=out, flush=True)
     del kept
 
 

@@ -63,7 +63,8 @@ class Peer:
 
     Args:
         python: of its environment.
-        script: says what it is in a line of JSON; for every line that it reads it plans once, and says how many seconds.
+        script: says what it is in a line of JSON; for every line that it reads it plans once, and says how many seconds. Or
+            it answers requests, see `ask`.
         settings: its only argument, as JSON.
 
     Raises:
@@ -85,10 +86,11 @@ class Peer:
 
     def __call__(self, number: int) -> float:
         """Seconds of one plan, by its own clock: the pipes have no part in it."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("plan\n")
-        self._process.stdin.flush()
-        return float(self._read())
+        return float(self._said_to("plan"))
+
+    def ask(self, what: dict[str, Any]) -> Any:
+        """What a script answers that takes requests, a line of JSON each, and answers with one."""
+        return json.loads(self._said_to(json.dumps(what)))
 
     def __enter__(self) -> Peer:
         return self
@@ -96,6 +98,15 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self._process.communicate()  # the end of its input is the end of it
         self._said.close()
+
+    def _said_to(self, line: str) -> str:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{line}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it has ended: its last words say why
+            pass
+        return self._read()
 
     def _read(self) -> str:
         """Its next line. Raises Absent, with what it said last, when it has ended."""

@@ -89,10 +89,13 @@ def rows_of(run: str, settings: Settings) -> list[Row]:
     return rows
 
 
-def table_of(run: str, settings: Settings, partial: Partial) -> dict[str, Any]:
+def play_all(rows: Sequence[Row], settings: Settings, partial: Partial) -> dict[str, list[dict[str, Any]]]:
+    """What each seed's evaluation of each row found."""
     how = {name: getattr(settings, name) for name in ("env", "episodes", "seeds", "horizon")}
-    rows = rows_of(run, settings)
-    played = {row.name: play(row, partial, **how) for row in rows}
+    return {row.name: play(row, partial, **how) for row in rows}
+
+
+def table_of(rows: Sequence[Row], played: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     table = {row.name: figures(row, played[row.name], played[REFERENCE]) for row in rows}
     correct(table, REFERENCE)
     for name, others in PAIRS.items():
@@ -137,7 +140,10 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(1)  # as in an evaluation, whose simulators need the other cores
     partial = Partial(settings.name)
-    tables = {name: table_of(name, settings, partial) for name in runs}
+    tables = {}
+    for name in runs:
+        rows = rows_of(name, settings)
+        tables[name] = table_of(rows, play_all(rows, settings, partial))
     write(settings.name, {"env": settings.env, "runs": tables})
     show(tables)
     partial.done()
