@@ -24,12 +24,13 @@ class Theirs:
     Args:
         peer: runs `lerobot_acts.py` with this checkpoint.
         checkpoint: LeRobot's folder pretrained_model.
-        ours: the import.
+        ours: the import, set to decode as LeRobot does.
     """
 
     def __init__(self, peer: Peer, checkpoint: Path, ours: Policy) -> None:
         self.peer, self.ours, self.weights = peer, ours, checkpoint / "model.safetensors"
         self.names = names(read_json(checkpoint / "config.json")["input_features"], list(ours.spec.observations))
+        self.evaluations = ours.config.decode.steps
         self._episode: int | None = None
 
     @cached_property
@@ -48,7 +49,7 @@ class Theirs:
         asked = {"observation": self._frames(obs)[-1], "seed": None if seed == self._episode else seed}
         self._episode = seed
         action = torch.tensor(self.peer.ask(asked), dtype=torch.float32)
-        return Plan(action[None, None], 1 / self.ours.spec.rate, self.ours.config.decode.steps)
+        return Plan(action[None, None], 1 / self.ours.spec.rate, self.evaluations)
 
     def difference(self, seen: Sequence[Observation]) -> dict[str, Any]:
         """The largest difference of the actions that both carry out of a plan from the same noise.
@@ -129,7 +130,7 @@ def play_theirs(theirs: Theirs, reference: Sequence[dict[str, Any]], count: int,
     return found
 
 
-def figures(parts: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
+def figures(theirs: Theirs, parts: list[dict[str, Any]], reference: Sequence[dict[str, Any]], count: int) -> dict[str, Any]:
     """The row of the table, paired with the same episodes of its reference."""
     from kinoise.eval.metrics import wilson
 
@@ -140,5 +141,7 @@ def figures(parts: Sequence[dict[str, Any]], reference: Sequence[dict[str, Any]]
         "episodes": count,
         "errors": sum(item["errors"] for item in parts),
         "outcomes": ["".join("01"[value] for value in item["success"]) for item in parts],
-        **compare(list(parts), [first(item, count) for item in reference]),
+        **compare(parts, [first(item, count) for item in reference]),
+        "nfe_per_plan": theirs.evaluations,
+        "jump": None,
     }

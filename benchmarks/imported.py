@@ -126,7 +126,7 @@ def with_lerobot(
     for name in WARM:
         against = compare([acting.first(item, count) for item in played[name]], own)
         table["rows"][name].setdefault("against", {})[LEROBOT] = against
-    table["rows"][LEROBOT] = acting.figures(own, reference, count)
+    table["rows"][LEROBOT] = acting.figures(theirs, own, reference, count)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,11 +156,10 @@ def main(argv: Sequence[str]) -> int:
         difference = {"target": CLOSE, **theirs.difference(seen)}
         played = replanning.play_all(rows, how, partial)
         table = replanning.table_of(rows, played)
-        shown = {**table, "rows": dict(table["rows"])}
         if settings.theirs:
             with_lerobot(settings, theirs, played, table, partial)
     write(settings.name, {"target": TARGET, "env": settings.env, "action_difference": difference, **times, **table})
-    replanning.show({settings.run: shown})
+    replanning.show({settings.run: table})
     partial.done()
     return 0
 

@@ -115,7 +115,7 @@ def steps_of(settings: Settings, work: Path) -> list[Step]:
     own += [f"train.steps={settings.steps}", f"train.batch_size={settings.batch_size}", "train.floor=0", "train.save_every=500"]
     found = [
         Step("collect", seen, [*collect, f"size={settings.size}", f"out={seen}"]),
-        Step("collect larger", source, [*collect, f"size={drawn}", f"out={source}"]),
+        *([Step("collect larger", source, [*collect, f"size={drawn}", f"out={source}"])] if source != seen else []),
         Step("convert", data, ["convert", str(source), str(data), "format=lerobot", names, "keys=[state,image]"]),
         Step("lerobot-train", theirs / "model.safetensors", _training(settings, work, data), lerobot=True),
         Step("train", work / "trained.json", ["train", *own]),
