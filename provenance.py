@@ -34,13 +34,13 @@ def simulators() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The source's git commit, `+dirty` when files differ from it; None outside a git checkout of kinoise."""
+    """The source's git commit, `+dirty` when files differ from it, results apart; None outside a git checkout of kinoise."""
     root = Path(__file__).resolve().parent
     if not (root / ".git").exists():
         return None
     try:
         head = _git(root, "rev-parse", "HEAD")
-        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{head}+dirty" if dirty else head
