@@ -31,7 +31,7 @@ class Theirs:
         self.peer, self.ours, self.weights = peer, ours, checkpoint / "model.safetensors"
         self.names = names(read_json(checkpoint / "config.json")["input_features"], list(ours.spec.observations))
         self.evaluations = ours.config.decode.steps
-        self._episode: int | None = None
+        self._episode: torch.Generator | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -40,14 +40,14 @@ class Theirs:
     def plan(self, obs: Observation, gen: Sequence[torch.Generator], **_: Any) -> Plan:
         """One action for one environment: LeRobot's policy keeps its plan, and the frames before, itself.
 
-        An episode has a generator of its own, whose seed tells when the next one begins.
+        An episode has a generator of its own, which tells when the next one begins, or the same one again.
         """
         import torch
         from kinoise.spec import Plan
 
-        seed = gen[0].initial_seed()
-        asked = {"observation": self._frames(obs)[-1], "seed": None if seed == self._episode else seed}
-        self._episode = seed
+        begins = gen[0] is not self._episode
+        asked = {"observation": self._frames(obs)[-1], "seed": gen[0].initial_seed() if begins else None}
+        self._episode = gen[0]
         action = torch.tensor(self.peer.ask(asked), dtype=torch.float32)
         return Plan(action[None, None], 1 / self.ours.spec.rate, self.evaluations)
 

@@ -78,7 +78,7 @@ def begun(settings: Settings, folder: Path, libraries: dict[str, str]) -> dict[s
     state = {"seed": settings.seed, **FIGURES, "ended_early": [], "built": []}
     if file.exists():
         state = read_json(file)
-        if not settings.resume:
+        if not settings.resume and state["processes"]:
             told = f"{folder} has a campaign of {state['inputs']} inputs"
             raise UsageError(f"{told}: resume=true goes on with it; or remove it, or choose another folder=")
         if state["seed"] != settings.seed:
@@ -108,7 +108,7 @@ def fuzzed(settings: Settings, folder: Path, place: Path, state: dict[str, Any],
             command = [settings.python, "-m", "benchmarks.fuzz_child", settings.target, str(folder), str(place), *limits]
             began = time.perf_counter()
             code, said = _run(command, descriptor, stop)
-            early = add(state, said, code, time.perf_counter() - began, stopped=bool(stop.received))
+            early = add(state, said, code, time.perf_counter() - began, bool(stop.received), short=left < PART_S)
             ends += early
             write_json(folder / "progress.json", state)
             found = len(_noted(folder)) + len(state["ended_early"])
@@ -135,11 +135,17 @@ def _run(command: list[str], descriptor: int, stop: Stop) -> tuple[int, str]:
         return process.returncode, said.read()
 
 
-def add(state: dict[str, Any], said: str, code: int, seconds: float, stopped: bool) -> bool:
-    """Adds a process's figures to the campaign's; whether it ended early. What it replayed of its corpus isn't new."""
+def add(state: dict[str, Any], said: str, code: int, seconds: float, stopped: bool, short: bool) -> bool:
+    """Adds a process's figures to the campaign's; whether it ended early. What it replayed of its corpus isn't new.
+
+    Args:
+        stopped: whether it was told to end.
+        short: whether it was given less than PART_S, in which it may have come to nothing new.
+    """
     stats = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", said)}
     replayed = re.search(r"#(\d+)\s+INITED", said)
-    if "number_of_executed_units" not in stats and not stopped:
+    killed = code < 0  # which says no figures
+    if "number_of_executed_units" not in stats and not stopped and not killed:
         raise SystemExit(f"the fuzzer did not run:\n{said[-3000:]}")
     fresh = stats.get("number_of_executed_units", 0) - int(replayed[1]) if replayed else 0
     state["inputs"] += max(0, fresh)
@@ -152,8 +158,8 @@ def add(state: dict[str, Any], said: str, code: int, seconds: float, stopped: bo
     early = bool(code) and not stopped
     if early:
         state["ended_early"].append(_end(said, code))
-    elif not fresh and not stopped and seconds > 0.9 * PART_S:
-        raise SystemExit(f"{PART_S} s are too short for the corpus alone: remove some of it")
+    elif fresh <= 0 and not stopped and not short:
+        raise SystemExit(f"in {PART_S} s the corpus alone was replayed: remove some of it")
     return early
 
 

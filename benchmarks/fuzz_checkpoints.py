@@ -14,7 +14,8 @@ from kinoise.spec import Stats
 
 from .fuzz_inputs import SPEC, Folder, Run, Target, replaced
 
-STEP, SETTINGS = 7, {"data": "data", "seed": 0, "train": {"batch_size": 8, "lr": 1e-4}}
+STEP = 7
+SETTINGS = {"data": "data", "seed": 0, "policy": {"name": "diffusion"}, "train": {"steps": 9, "batch_size": 8, "lr": 1e-4}}
 
 
 def _policy() -> Any:
@@ -76,7 +77,7 @@ def _resumed_folder(folder: Path) -> Folder:
 def _resumed(folder: Path) -> Run:
     """What training takes from a checkpoint besides the policy."""
     from kinoise.train.checkpoint import RunDirectory
-    from kinoise.train.config import TrainConfig
+    from kinoise.train.config import TrainConfig, differences
     from kinoise.train.ema import Ema
     from kinoise.train.optimizer import load_optimizer_state, make_optimizer, trained
 
@@ -87,6 +88,7 @@ def _resumed(folder: Path) -> Run:
     def read() -> None:
         state = run.newest()
         assert state is not None
+        differences(state.settings, SETTINGS)
         averages.load(run.ema(state.step))
         load_optimizer_state(make_optimizer(policy, TrainConfig()), parameters, run.optimizer(state.step))
 

@@ -147,7 +147,7 @@ def fuzz(name: str, folder: Path, place: Path, inputs: int, seed: int, seconds: 
         found = mutated(data[1:], rng) if data and rng.random() < 0.5 else None
         return atheris.Mutate(data, most) if found is None or len(found) >= most else data[:1] + found
 
-    runs = inputs + sum(1 for _ in corpus.iterdir())  # which libFuzzer counts too
+    runs = inputs + 1 + sum(1 for _ in corpus.iterdir())  # libFuzzer counts these too, and an empty one that it begins with
     options = {
         "runs": runs,
         "max_total_time": seconds,

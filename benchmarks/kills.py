@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> int:
     figures, partial, code = {}, Partial("kills"), {"commit": commit(), "versions": versions()}
     for name in names:
         key, kept = partial.get(command=name, kills=settings.kills, seed=settings.seed, **code)
-        if settings.resume and kept is not None:
+        if settings.resume and kept is not None and not (code["commit"] or "").endswith("+dirty"):  # which isn't one state
             figures[name] = kept
             continue
         with tempfile.TemporaryDirectory(prefix="kinoise-kills-") as place:

@@ -134,12 +134,11 @@ def steps_of(settings: Settings, work: Path) -> list[Step]:
 
 
 def _training(settings: Settings, work: Path, data: Path) -> list[str]:
-    """`lerobot-train`, from its last checkpoint if there is one; it refuses a folder that is there and holds none."""
+    """`lerobot-train`, from its last checkpoint if there is one."""
     out = work / "lerobot_run"
     last = out / "checkpoints" / "last" / "pretrained_model" / "train_config.json"
     if last.is_file():
         return ["train", f"--config_path={last}", "--resume=true"]
-    shutil.rmtree(out, ignore_errors=True)
     words = ["train", "--dataset.repo_id=kinoise/path", f"--dataset.root={data}", f"--output_dir={out}", "--eval_freq=0"]
     words += ["--policy.type=kinoise_mode", "--policy.push_to_hub=false", "--policy.device=cpu", "--policy.language=false"]
     words += [f"--policy.{key}={value}" for key, value in NETWORK.items()]
@@ -166,18 +165,23 @@ def carry_out(step: Step, work: Path, python: Path) -> None:
     log, known = work / f"{step.name.replace(' ', '_')}.log", work / "seconds.json"
     print(f"{step.name}: see {log}", flush=True)
     module = [str(python), "-m", "lerobot_policy_kinoise"] if step.lerobot else [sys.executable, "-m", "kinoise.cli"]
+    if step.name == "lerobot-train" and "--resume=true" not in step.words:
+        shutil.rmtree(work / "lerobot_run", ignore_errors=True)
     started = time.perf_counter()
-    with log.open("a") as out:
-        words, given = [*module, *step.words], environ(work, lerobot=step.lerobot)
-        done = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=given, cwd=work, check=False)
+    try:
+        with log.open("a") as out:
+            words, given = [*module, *step.words], environ(work, lerobot=step.lerobot)
+            done = subprocess.run(words, stdout=out, stderr=subprocess.STDOUT, env=given, cwd=work, check=False)
+    finally:  # a step that is interrupted goes on later: its seconds add up
+        seconds = read_json(known) if known.exists() else {}
+        spent = seconds.get(step.name, 0.0) + time.perf_counter() - started
+        write_json(known, {**seconds, step.name: round(spent, 1)})
     if done.returncode:
         raise KinoiseError(f"{' '.join(words)}: {tail(log.read_text(errors='replace'))}")
     if step.name == "train":
         write_json(step.makes, {"run": str(work / "run")})  # a run's folder is there before it is trained
     if not step.makes.exists():
         raise KinoiseError(f"{step.name} ended well and {step.makes} is not there: see {log}")
-    seconds = read_json(known) if known.exists() else {}
-    write_json(known, {**seconds, step.name: round(time.perf_counter() - started, 1)})
 
 
 def seen(settings: Settings, work: Path, python: Path) -> dict[str, Any]:
@@ -259,7 +263,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse("lerobot_path", Settings, argv, about=__doc__ or "")
     work = Path(settings.work).expanduser().resolve()
     work.mkdir(parents=True, exist_ok=True)
-    kept = ("task", "demonstrations", "steps", "batch_size", "size", "drawn")
+    kept = ("task", "demonstrations", "steps", "batch_size", "size", "drawn", "episodes")
     how, noted = {name: getattr(settings, name) for name in kept}, work / "settings.json"
     if noted.exists() and read_json(noted) != how:
         raise UsageError(f"{work} was begun with {read_json(noted)}: go on with these, or take another work=")
@@ -269,9 +273,10 @@ def main(argv: Sequence[str]) -> int:
     print(json.dumps(shown, indent=2), flush=True)
     for step in steps_of(settings, work):
         carry_out(step, work, python)
-    protocol = {"episodes": settings.episodes, "seeds": settings.seeds}
     seconds = read_json(work / "seconds.json")
-    write(settings.name, {**how, **protocol, "seen": shown, "seconds": seconds, **figures(outcomes(settings, work))})
+    write(
+        settings.name, {**how, "seeds": settings.seeds, "seen": shown, "seconds": seconds, **figures(outcomes(settings, work))}
+    )
     return 0
 
 

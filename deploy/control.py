@@ -28,7 +28,7 @@ from ..spec import KinoiseError
 from .controller import Controller, ControllerConfig
 from .guards import GuardConfig, Guards
 from .inferences import Planning, PlanningConfig, planning
-from .latency import Record, percentiles
+from .latency import KEPT, Record, percentiles
 from .recording import recording, require_whole
 from .robot import SimRobot, replay
 from .video import write_video
@@ -38,8 +38,8 @@ the guards did and how the episodes ended. One action is one step of the simulat
 Metaworld's world, which steps at 80 Hz, runs four times slower than life. SIGINT and SIGTERM end a run cleanly."""
 
 FRAMES_PER_SECOND = 10
-RESERVE = 1 << 20
-"""Bytes of the disk that are kept for control.json, whatever a trace takes."""
+RESERVE, OF_PLAN = 1 << 20, 160
+"""Bytes of the disk that are kept for control.json, whatever a trace takes: at least, half of it without the plans; of each."""
 
 
 @dataclass
@@ -80,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
     out, task = Path(settings.out or Path(settings.run or "") / "control"), _task(settings.env)
     with planning(settings, settings.seed) as plans:
         make = partial(envs.showing(plans.served.spec), task)
-        with output_directory(out), reserved(out, RESERVE), closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+        kept = reserved(out, _room(settings.seconds * settings.rate))
+        with output_directory(out), kept, closing(SimRobot(make, settings.rate, settings.seed)) as robot:
             (out / "control.json").unlink(missing_ok=True)  # of a run before: what a killed one leaves is not its own
             result, record = _run(settings, plans, robot, out)
     write_json(out / "control.json", result)
@@ -139,6 +140,11 @@ def _run(settings: Settings, plans: Planning, robot: SimRobot, out: Path) -> tup
         "episodes": [item.to_json() for item in robot.episodes],
         "success": sum(finished) / len(finished) if finished else None,
     }, record
+
+
+def _room(ticks: float) -> int:
+    """Bytes that control.json may come to, with a plan at every tick, of which it holds KEPT."""
+    return max(RESERVE, RESERVE // 2 + OF_PLAN * math.ceil(min(ticks, KEPT)))
 
 
 def _task(env: str) -> str:

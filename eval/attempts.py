@@ -142,7 +142,9 @@ class Worker:
         if isinstance(reply, str):
             raise KinoiseError(reply)
         if reply is None:
-            reply = Attempted(trouble=self._restart(hung), lost=True)
+            trouble = self._restart(hung)
+            written = self._folder.found(self.ledger.task).get(self._index)  # by a process that died before it could say so
+            reply = Attempted(trouble=trouble, lost=True) if written is None else Attempted(success=written)
         if not reply.trouble:
             self.ledger.enter(self._index, reply.success)
         elif not reply.lost or self.ledger.lose(self._index):

@@ -102,10 +102,11 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"What is finished is in {folder.path}: the same command goes on from there.")
         raise
+    finally:
+        for ledger in ledgers:
+            for index, trouble in ledger.broken.items():
+                print(f"attempt {index} at {ledger.task} could not be played to its end, and counts as failed: {trouble}")
     wall = time.perf_counter() - begin
-    for ledger in ledgers:
-        for index, trouble in ledger.broken.items():
-            print(f"attempt {index} at {ledger.task} could not be played to its end, and counts as failed: {trouble}")
     if shard is not None:
         count = sum(len(ledger.kept) for ledger in ledgers)
         print(

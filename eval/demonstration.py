@@ -78,14 +78,16 @@ def play(env: Env, recipe: Recipe, index: int, beat: Callable[[], None] = lambda
     commands that lead back to it (DART: Laskey et al. 2017, "Noise Injection for Robust Imitation Learning").
 
     Args:
-        beat: called after every step.
+        beat: called after the reset, the expert's making and every step.
 
-    Raises Unfit when there is no expert, KinoiseError for a demonstration that is not finite, and what the simulator raises.
+    Raises Unfit when there is no expert, KinoiseError for an attempt that is not finite, and what the simulator raises.
     """
     seed = episode_seed(recipe.seed, env.task, index)
     executed = Disturbed(env.spec, recipe.noise, recipe.disturb, seed)
     observation, _ = env.reset(seed=seed)
+    beat()
     expert = _expert(env)
+    beat()
     observations, actions, success, end = [], [], False, env.horizon
     while len(actions) < end:
         action = expert.act(observation)
@@ -107,8 +109,7 @@ def play(env: Env, recipe: Recipe, index: int, beat: Callable[[], None] = lambda
         "steps": len(actions),
     }
     episode = Episode({**arrays, ACTION: np.stack(actions)}, env.instruction, info)
-    if success:
-        check_episode(env.spec, {}, episode, label(index, episode))
+    check_episode(env.spec, {}, episode, label(index, episode))
     return episode
 
 
@@ -145,6 +146,7 @@ class Folder:
         if not episode.info["success"]:
             write_text(file.with_suffix(".failed"), "")
             return
+        file.with_suffix(".failed").unlink(missing_ok=True)  # a reason, of an attempt that has been made again
         header = np.array(json.dumps({"instruction": episode.instruction, "info": episode.info}))
         arrays: dict[str, Any] = {HEADER: header, **episode.arrays}
         write_file(file.with_suffix(".npz"), lambda path: np.savez(path, **arrays))
@@ -188,6 +190,8 @@ def serve(connection: Connection, recipe: Recipe, folder: Folder, done: Any) -> 
                     env = recipe.make(task)
                 beat()
                 reply: Attempted | str = _attempt(env, recipe, index, folder, beat)
+            except EnvLost as error:  # while it was made
+                reply = Attempted(trouble=describe(error), lost=True)
             except KinoiseError as error:
                 reply = str(error)
             except Exception as error:
@@ -208,7 +212,7 @@ def _attempt(env: Env, recipe: Recipe, index: int, folder: Folder, beat: Callabl
     except (Unfit, EnvGone):
         raise
     except Exception as error:
-        return Attempted(trouble=describe(error), lost=isinstance(error, EnvLost))
+        return Attempted(trouble=describe(error) or type(error).__name__, lost=isinstance(error, EnvLost))
     beat()
     folder.write(episode)
     return Attempted(episode.info["success"], episode.info["steps"])

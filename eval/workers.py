@@ -11,6 +11,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -189,15 +191,29 @@ class _Worker:
 def start(serve: Callable[..., None], *arguments: Any, name: str) -> tuple[BaseProcess, Connection]:
     """A new process that runs `serve(connection, *arguments)`, and this end of that connection.
 
-    It ends with this process at the latest: `serve` is to return when its connection is closed.
+    It ends with this process at the latest: `serve` is to return when its connection is closed, and has PATIENCE_S for it.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, *arguments), daemon=True, name=name)
+    process = context.Process(target=_served, args=(serve, theirs, *arguments), daemon=True, name=name)
     with _start_conditions():
         process.start()
     theirs.close()
     return process, ours
+
+
+def _served(serve: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    serve(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Nobody else would end a process that hangs, when this one's parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    time.sleep(PATIENCE_S)
+    os._exit(1)
 
 
 def end(process: BaseProcess, patience: float) -> None:

@@ -50,6 +50,7 @@ class State:
 
 KINDS = {"step": int, "elapsed_s": (int, float), "threads": int, "data": str, "settings": dict}
 """Of what `State` holds, in JSON."""
+LONGEST_S = 1e12
 
 
 class RunDirectory:
@@ -167,27 +168,33 @@ class RunDirectory:
         steps = self.steps()
         if not steps:
             return None
-        path = self.checkpoint(steps[-1]) / "training_state" / "state.json"
-        value = read_json(path)
+        path, older = self.checkpoint(steps[-1]) / "training_state" / "state.json", _older(self.checkpoint(steps[-1]))
+        try:
+            value = read_json(path)
+        except KinoiseError as error:
+            raise KinoiseError(f"{path} can't be read ({error}). {older}") from error
         if not isinstance(value, dict) or value.pop("format", None) != FORMAT or value.keys() != KINDS.keys():
             raise KinoiseError(
                 f"{path} was written by another kinoise, and this one can't resume it: train anew in another out=."
             )
-        if not all(isinstance(value[key], kind) for key, kind in KINDS.items()) or value["step"] != steps[-1]:
-            raise KinoiseError(f"{path} is damaged. Remove {self.checkpoint(steps[-1])} to resume from an older checkpoint.")
+        kinds = all(isinstance(value[key], kind) and not isinstance(value[key], bool) for key, kind in KINDS.items())
+        if not kinds or value["step"] != steps[-1] or not 0 <= value["elapsed_s"] < LONGEST_S:
+            raise KinoiseError(f"{path} is damaged. {older}")
         return State(**value)
 
     def optimizer(self, step: int) -> dict[str, Tensor]:
-        return _tensors(self.checkpoint(step) / "training_state" / "optimizer.safetensors")
+        return _tensors(self.checkpoint(step) / "training_state" / "optimizer.safetensors", self.checkpoint(step))
 
     def ema(self, step: int) -> dict[str, Tensor]:
-        return _tensors(weights_path(self.checkpoint(step)))
+        return _tensors(weights_path(self.checkpoint(step)), self.checkpoint(step))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _older(checkpoint: Path) -> str:
+    return f"If it is damaged, remove {checkpoint} to resume from an older checkpoint."
+
+
+def _tensors(path: Path, checkpoint: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, *MALFORMED) as error:
-        raise KinoiseError(
-            f"{path} can't be read ({error}). Remove {path.parent.parent} to resume from an older checkpoint."
-        ) from error
+        raise KinoiseError(f"{path} can't be read ({error}). {_older(checkpoint)}") from error

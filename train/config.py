@@ -121,6 +121,6 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     usual = {"policy": asdict(POLICIES[now["policy"]["name"]].config()), "train": asdict(TrainConfig())}
     old, new = {**dict(flat(usual)), **dict(flat(before))}, dict(flat(now))
     keys = [key for key in {**dict(flat(before)), **new} if key not in FREE and old.get(key) != new.get(key)]
-    if new["train.steps"] < old["train.steps"]:
+    if not isinstance(old["train.steps"], int) or new["train.steps"] < old["train.steps"]:
         keys.append("train.steps")
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]

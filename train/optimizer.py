@@ -52,6 +52,10 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (config.floor + (1 - config.floor) * (1 + math.cos(math.pi * min(1.0, done))) / 2)
 
 
+COUNT, MOMENTS = "step", ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of a parameter: how many updates it had, and tensors of its shape."""
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Every tensor that the optimiser remembers, as `parameter name:entry` (`exp_avg`, `exp_avg_sq`, `step`); not copies.
 
@@ -71,12 +75,17 @@ def load_optimizer_state(
         if name not in parameters:
             raise KinoiseError(f"the optimiser's state is for '{name}', which this policy lacks: take an older checkpoint")
         item = parameters[name]
-        if value.shape not in (item.shape, ()):
+        shape = item.shape if entry in MOMENTS else torch.Size()
+        if entry not in (COUNT, *MOMENTS) or value.shape != shape:
             raise KinoiseError(
-                f"the optimiser's {entry} of '{name}' has shape {list(value.shape)}, expected {list(item.shape)}: "
-                "the checkpoint is damaged or another policy's. Take an older one"
+                f"the optimiser's {entry} of '{name}' has shape {list(value.shape)}, expected {list(shape)} of {COUNT} or "
+                f"{' or '.join(MOMENTS)}: the checkpoint is damaged or another policy's. Take an older one"
             )
         # AdamW's moments are cut as their parameter is; its count of updates is one number.
-        target = torch.zeros_like(item) if value.shape == item.shape else torch.zeros_like(value, device=item.device)
+        target = torch.zeros_like(item) if entry in MOMENTS else torch.zeros_like(value, device=item.device)
         put(target, value)
         optimizer.state[item][entry] = target
+    for name, item in parameters.items():
+        absent = {COUNT, *MOMENTS} - optimizer.state.get(item, {COUNT: 0, MOMENTS[0]: 0, MOMENTS[1]: 0}).keys()
+        if absent:
+            raise KinoiseError(f"the optimiser's state lacks {sorted(absent)} of '{name}': take an older checkpoint")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ def main(argv: Sequence[str]) -> int:
     for point in grid.points:
         CHECKS[command]([*_command(grid, point.overrides), f"out={out / point.name}"])
     console = Console(stderr=True)
-    with output_directory(out), claimed(out, "sweeps"), open_launcher(settings.launcher, settings.cluster, out) as launcher:
+    with ExitStack() as stack:
+        stack.enter_context(output_directory(out))
+        stack.enter_context(claimed(out, "sweeps"))
         records = _records(out, command, grid, settings.resume)
+        launcher = stack.enter_context(open_launcher(settings.launcher, settings.cluster, out))  # submitit's makes a folder
         account = Account(out, command, grid, records)
         jobs = [_job(settings, grid, out, name) for name in records if records[name]["state"] != FINISHED]
         console.print(f"{len(records)} jobs, of which {len(records) - len(jobs)} have finished", highlight=False)

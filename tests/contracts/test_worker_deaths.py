@@ -6,12 +6,15 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kinoise import envs
 from kinoise.envs.base import Env
@@ -145,3 +148,28 @@ def test_the_count_stays_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert result[key] == expected[key]
     _, *lines = (tmp_path / LEDGER).read_text().splitlines()
     assert len({(item["task"], item["index"]) for item in map(json.loads, lines)}) == len(lines) == 12
+
+
+ORPHAN = """
+import time
+from kinoise.eval.workers import start
+
+def hang(connection):
+    time.sleep(600)
+
+if __name__ == "__main__":
+    print(start(hang, name="hangs")[0].pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_process_that_hangs_ends_after_its_parent_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=60)
+    assert not psutil.pid_exists(pid)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kinoise.cli import main
 from kinoise.envs import make
@@ -123,15 +125,12 @@ def test_a_part_whose_ray_worker_was_killed_is_played_again(
             return super().start(job)
 
     def kill() -> None:
-        """The parent of the first command that has begun to write its log."""
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                words = path.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if not killed and b"kinoise.eval.launch.child" in words and f"out={tmp_path}/1-of-1".encode() in words:
-                killed.append(int(words[words.index(b"kinoise.eval.launch.child") + 1]))
-                os.kill(killed[0], signal.SIGKILL)
+        """The parent of the first process that carries out the command."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if not killed and f"out={tmp_path}/1-of-1" in process.cmdline():
+                    killed.append(process.ppid())
+                    os.kill(killed[0], signal.SIGKILL)
 
     common = ("eval", f"run={policy}", *PLAYED, "workers=1", "shard=1/1", f"out={tmp_path}/1-of-1")
     with Deadly(Cluster(cpus=1)) as launcher:

@@ -33,7 +33,7 @@ def collect(folder: Path, trouble: str, *arguments: str, half: bool = False, **c
     ("trouble", "changes", "said"),
     [
         ("crash", {}, "died (signal SIGSEGV)"),
-        ("hang", {}, "did nothing for 2 s and was ended"),
+        ("hang", {}, "did nothing for 8 s and was ended"),
         ("nan", {}, "is not finite"),
         ("raise", {}, "the point is gone"),
         ("crash", OWN_PROCESS, "signal SIGSEGV"),
@@ -50,7 +50,7 @@ def test_what_cannot_be_played_counts_as_failed_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("kinoise.eval.attempts.STRIKES", 1)  # each costs a process
-    arguments = [] if "python" in changes or trouble != "hang" else ["timeout=2"]
+    arguments = [] if "python" in changes or trouble != "hang" else ["timeout=8"]  # s, in which a process also builds its world
     assert collect(tmp_path, trouble, *arguments, half=True, **changes) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("attempt 0 at ")]
     assert "counts as failed" in line

@@ -120,7 +120,12 @@ def test_inputs_of_the_corpus_that_are_replayed_are_not_counted_again() -> None:
 
     said = "#30\tINITED cov: 7 ft: 9\n#90\tNEW cov: 8 ft: 11\nstat::number_of_executed_units: 100\nstat::peak_rss_mb: 50\n"
     state = {**FIGURES, "ended_early": []}
-    assert not add(state, said, 0, 2.0, stopped=False)
-    assert add(state, said + "SUMMARY: libFuzzer: timeout\n", 70, 1.0, stopped=False)
+    assert not add(state, said, 0, 2.0, stopped=False, short=False)
+    assert add(state, said + "SUMMARY: libFuzzer: timeout\n", 70, 1.0, stopped=False, short=False)
     assert (state["inputs"], state["processes"], state["edges"], state["peak_rss_mb"]) == (140, 2, 8, 50)
     assert [item["reason"] for item in state["ended_early"]] == ["timeout"]
+    nothing = "#30\tINITED cov: 7 ft: 9\nstat::number_of_executed_units: 30\n"
+    assert not add(state, nothing, 0, 2.0, stopped=False, short=True)
+    with pytest.raises(SystemExit, match="the corpus alone"):  # or it would go on for ever
+        add(state, nothing, 0, 2.0, stopped=False, short=False)
+    assert add(state, "", -9, 1.0, stopped=False, short=False)  # the kernel's, for memory
