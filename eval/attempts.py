@@ -11,7 +11,7 @@ from ..spec import KinoiseError
 from .demonstration import Attempted, Folder, Recipe, serve
 from .protocol import Shard
 from .pulse import Pulse
-from .workers import PATIENCE_S, STRIKES, end, start, why
+from .workers import STRIKES, end, ended, start
 
 # An expert that does no better than this in so many attempts is broken, or the noise is too much for it.
 TRIES, HOPELESS = 50, 0.9
@@ -159,12 +159,9 @@ class Worker:
     def _restart(self, hung: bool) -> str:
         """Another process in place of one that is gone; how that one ended."""
         self.connection.close()
-        if hung:
-            self._process.kill()
-        end(self._process, PATIENCE_S)
-        ended = why(self._process, self._timeout if hung else None)
+        how = ended(self._process, self._timeout if hung else None)
         self._start()
-        return f"the process that played it {ended}" + ("" if hung else ". If memory ran out, take fewer workers=")
+        return f"the process that played it {how}" + ("" if hung else ". If memory ran out, take fewer workers=")
 
     def __enter__(self) -> Worker:
         return self

@@ -178,10 +178,7 @@ class _Worker:
 
     def _restart(self, idle: bool) -> WorkerDied:
         self.connection.close()
-        if idle:
-            self.process.kill()
-        self.end(PATIENCE_S)
-        text = f"the simulators' process {why(self.process, self._timeout if idle else None)}"
+        text = f"the simulators' process {ended(self.process, self._timeout if idle else None)}"
         died = WorkerDied(text, None if self._at.value == NOBODY else self._at.value)
         self._unanswered = deque(died for _ in self._unanswered)
         self._start()
@@ -225,8 +222,15 @@ def end(process: BaseProcess, patience: float) -> None:
             process.join(PATIENCE_S)
 
 
-def why(process: BaseProcess, hung: float | None) -> str:
-    """How an ended process ended, as a predicate; `hung`: after so many seconds in which it got no further."""
+def ended(process: BaseProcess, hung: float | None) -> str:
+    """Ends a process that is gone, or hangs; how it ended, as a predicate.
+
+    Args:
+        hung: after so many seconds in which it got no further; None: it is gone by itself.
+    """
+    if hung is not None:
+        process.kill()
+    end(process, PATIENCE_S)
     if hung is not None:
         return f"did nothing for {hung:g} s and was ended (timeout=)"
     code = process.exitcode or 0

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -190,7 +190,7 @@ def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) 
         raise KinoiseError(
             f"{path}: its settings hold '${{', which would be looked up elsewhere. Take a checkpoint that kinoise wrote."
         )
-    known = [item.name for item in fields(POLICIES[name].config().decode)]
+    known = list(_settings(name).decode)
     foreign = [key for key in decode if key not in known]
     if foreign:
         raise UsageError(f"decode.{foreign[0]}: the policy '{name}' has no such setting; its own are {', '.join(known)}")

@@ -86,6 +86,6 @@ def load_optimizer_state(
         put(target, value)
         optimizer.state[item][entry] = target
     for name, item in parameters.items():
-        absent = {COUNT, *MOMENTS} - optimizer.state.get(item, {COUNT: 0, MOMENTS[0]: 0, MOMENTS[1]: 0}).keys()
+        absent = {COUNT, *MOMENTS} - optimizer.state[item].keys() if item in optimizer.state else None
         if absent:
             raise KinoiseError(f"the optimiser's state lacks {sorted(absent)} of '{name}': take an older checkpoint")
