@@ -13,9 +13,9 @@ from rich.console import Console
 from ..config import UsageError, parse
 from ..files import claimed, output_directory, write_json
 from ..spec import KinoiseError
-from .__main__ import show
 from .ledger import LEDGER, Conditions, Entry, Key, read_ledger, write_ledger
 from .result import Planning, account
+from .shown import show
 from .sources import RESULT, read_record
 
 ABOUT = """kinoise merge OUT1 OUT2 ... out=DIR puts together what kinoise eval wrote with shard=1/2 and shard=2/2: the result

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,9 +25,7 @@ from .ledger import LEDGER, write_ledger
 from .merge import merge
 from .presets import EPISODES, Wanted
 from .protocol import Shard
-
-if TYPE_CHECKING:
-    from .__main__ import Settings
+from .settings import Settings
 
 LOGS = "logs"
 

@@ -16,9 +16,9 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from ..config import UsageError, parse
-from ..eval.__main__ import read_settings as eval_settings
 from ..eval.launch import LAUNCHERS, Cluster, open_launcher
 from ..eval.launch.job import Done, Job, run
+from ..eval.settings import read_settings as eval_settings
 from ..files import claimed, output_directory, read_json, write_json
 from ..provenance import origin
 from ..spec import KinoiseError

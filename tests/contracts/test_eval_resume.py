@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from kinoise import envs
 from kinoise.config import UsageError
-from kinoise.eval.__main__ import show
 from kinoise.eval.evaluate import evaluate
 from kinoise.eval.ledger import LEDGER, read_ledger
 from kinoise.eval.merge import main, merge
@@ -22,6 +21,7 @@ from kinoise.eval.metrics import wilson
 from kinoise.eval.player import BLOCK
 from kinoise.eval.progress import EpisodeProgress
 from kinoise.eval.protocol import EvaluationProtocol, Shard
+from kinoise.eval.shown import show
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.until import Until
 from kinoise.files import claimed

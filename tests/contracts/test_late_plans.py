@@ -12,10 +12,10 @@ import pytest
 import torch
 from kinoise import envs
 from kinoise.config import UsageError, parse
-from kinoise.eval.__main__ import Settings
 from kinoise.eval.evaluate import evaluate
 from kinoise.eval.latency import Late, Latency, parse_latency
 from kinoise.eval.rollout import Rollout
+from kinoise.eval.settings import Settings
 from kinoise.eval.workers import Workers
 from kinoise.spec import KinoiseError, Observation, Plan
 from line_world import HORIZON, SPEC, make

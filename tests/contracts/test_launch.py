@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from kinoise.config import UsageError, parse
 from kinoise.eval import collect
-from kinoise.eval.__main__ import Settings
 from kinoise.eval.__main__ import main as evaluate
 from kinoise.eval.attempts import Ledger
 from kinoise.eval.launch import Cluster, open_launcher
@@ -23,6 +22,7 @@ from kinoise.eval.launch.local import Local
 from kinoise.eval.ledger import LEDGER
 from kinoise.eval.parts import begun, check, parts
 from kinoise.eval.protocol import Shard
+from kinoise.eval.settings import Settings
 from kinoise.spec import KinoiseError
 
 

@@ -18,11 +18,12 @@ import torch
 from kinoise import envs
 from kinoise.config import UsageError, termination
 from kinoise.data import Episode, write_store
-from kinoise.eval.__main__ import main, show
+from kinoise.eval.__main__ import main
 from kinoise.eval.evaluate import evaluate
 from kinoise.eval.metrics import wilson
 from kinoise.eval.protocol import EvaluationProtocol
 from kinoise.eval.result import overlap
+from kinoise.eval.shown import show
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.sources import RESULT, read_record
 from kinoise.policies import DecodeConfig, Policy
