@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -77,21 +78,51 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory beside `path` that becomes `path` when the block ends, and vanishes when it fails."""
+    """Yields a temporary directory beside `path` that becomes `path` when the block ends, and vanishes when it fails.
+
+    What killed processes left there for the same `path` is removed.
+    """
     path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        temporary.chmod(0o755)
-        try:
-            yield temporary
-            for item in [*temporary.rglob("*"), temporary]:
-                sync(item)
-            os.rename(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with disk_errors(path), unfinished(path) as temporary:
+        yield temporary
+        for item in [*temporary.rglob("*"), temporary]:
+            sync(item)
+        os.rename(temporary, path)
         sync(path.parent)
+
+
+def write_large_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`write_file` for a file that takes long: also removes what killed processes left of it."""
+    path = Path(path)
+    with disk_errors(path), unfinished(path) as folder:
+        temporary = folder / path.name
+        write(temporary)
+        temporary.chmod(0o644)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `path`, which is gone after the block unless it was moved.
+
+    Whoever makes one holds a lock on it: those without are a killed process's, and are removed first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{path.name}.unfinished-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(OSError, KinoiseError), claimed(left, "writes"):
+            shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as stack:
+        while True:
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            with suppress(FileNotFoundError, KinoiseError):  # before it had its lock, another process removed it
+                if os.fstat(stack.enter_context(claimed(temporary, "writes"))).st_nlink:
+                    break
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
+        temporary.chmod(0o755)
+        yield temporary
 
 
 @contextmanager

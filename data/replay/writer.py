@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ... import __version__
-from ...files import new_directory, write_file
+from ...files import new_directory, write_large_file
 from ...spec import KinoiseError, Spec
 from ..base import Episode, Extra, features
 from ..check import check_episode, check_meta, check_spec, extras_of, label
@@ -48,7 +48,7 @@ def write_replay(
     if path.exists() and (packed or not path.is_dir() or any(path.iterdir())):
         raise KinoiseError(f"{path} exists already. Choose another path, or remove it first.")
     if packed:
-        write_file(path, lambda temporary: _zipped(temporary, path, spec, episodes, meta or {}, chunk_bytes))
+        write_large_file(path, lambda temporary: _zipped(temporary, path, spec, episodes, meta or {}, chunk_bytes))
         return
     with new_directory(path) as temporary:
         _written(partial(_put, temporary), path, spec, episodes, meta or {}, chunk_bytes)

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from ... import __version__
-from ...files import write_file
+from ...files import write_large_file
 from ...spec import KinoiseError, Spec
 from ..base import ACTION, DONE, REWARD, SUCCESS, Episode, Extra, features
 from ..check import check_episode, check_meta, check_spec, extras_of, label
@@ -52,7 +52,7 @@ def write_robomimic(path: Path, spec: Spec, episodes: Iterable[Episode], meta: M
                 raise OSError(errno.ENOSPC, "HDF5 could not write", str(path)) from error
             raise
 
-    write_file(path, write)
+    write_large_file(path, write)
     return lost
 
 

@@ -1,0 +1,121 @@
+"""What a process that was killed while it wrote leaves, and who removes it: `kinoise.files`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kinoise.files import new_directory, write_large_file
+from kinoise.spec import KinoiseError
+
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from kinoise.files import new_directory
+with new_directory(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("written")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def make_directory(path: Path) -> None:
+    with new_directory(path) as folder:
+        (folder / "whole").write_text("all of it")
+
+
+def make_file(path: Path) -> None:
+    write_large_file(path, lambda temporary: temporary.write_text("all of it"))
+
+
+WRITERS = [make_directory, make_file]
+
+
+@pytest.fixture
+def writing(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing `data`."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "data")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def unfinished(folder: Path) -> list[Path]:
+    return list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("make", WRITERS)
+def test_what_a_killed_process_left_is_removed_by_the_next(
+    make: Callable[[Path], None], writing: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    writing.kill()
+    writing.wait()
+    (left,) = unfinished(tmp_path)
+    assert (left / "half").exists()
+    make(tmp_path / "data")
+    assert [item.name for item in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("make", WRITERS)
+def test_what_is_still_written_stays(make: Callable[[Path], None], writing: subprocess.Popen[str], tmp_path: Path) -> None:
+    (under_way,) = unfinished(tmp_path)
+    make(tmp_path / "data")
+    assert unfinished(tmp_path) == [under_way]
+    assert (under_way / "half").exists()
+
+
+@pytest.mark.parametrize("make", WRITERS)
+def test_what_belongs_to_others_stays(make: Callable[[Path], None], tmp_path: Path) -> None:
+    names = [
+        ".data",
+        ".data.original",
+        ".data2.unfinished-abcdefgh",
+        ".data.zarr.unfinished-abcdefgh",
+        "data.unfinished-abcdefgh",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+    make(tmp_path / "data")
+    assert {item.name for item in tmp_path.iterdir()} == {"data", *names}
+
+
+def test_a_name_with_a_patterns_letters_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / ".data1.unfinished-abcdefgh").mkdir()
+    (tmp_path / ".data[12].unfinished-abcdefgh").mkdir()
+    make_directory(tmp_path / "data[12]")
+    assert {item.name for item in tmp_path.iterdir()} == {"data[12]", ".data1.unfinished-abcdefgh"}
+
+
+def test_one_that_another_removed_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kinoise import files
+
+    locked, given = files.claimed, []
+
+    def late(path: Path, doing: str):
+        given.append(path)
+        if len(given) == 1:
+            path.rmdir()
+        if len(given) == 2:
+            raise KinoiseError("another process writes there")
+        return locked(path, doing)
+
+    monkeypatch.setattr(files, "claimed", late)
+    make_directory(tmp_path / "data")
+    assert len(given) == 3
+    assert (tmp_path / "data" / "whole").read_text() == "all of it"
+
+
+@pytest.mark.parametrize("make", WRITERS)
+def test_nothing_is_left_by_what_fails(make: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kinoise.files.sync", full)
+    with pytest.raises(KinoiseError, match="the disk is full"):
+        make(tmp_path / "data")
+    assert list(tmp_path.iterdir()) == []
