@@ -26,7 +26,7 @@ ALONE = {
     "test_remote_env",
     "test_remote_process",
     "test_replay",
-    "test_ros2",
+    "test_ros2_node",
     "test_serve",
     "test_serve_env",
     "test_server",

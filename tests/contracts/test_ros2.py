@@ -1,183 +1,25 @@
-"""The ROS 2 node of the documentation, on stand-ins of rclpy and of the messages: what comes in, what goes out, and when."""
+"""The ROS 2 robot of the documentation, on stand-ins of rclpy and of the messages: what comes in, what goes out, and when."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from kinoise.deploy.robot import ObservationTimeout, Robot
-from kinoise.deploy.trace import TraceReader
-from kinoise.policies import build_policy, choices
-from kinoise.policies.checkpoint import save_policy
-from kinoise.spec import Feature, KinoiseError, Spec, Stats
-from omegaconf import OmegaConf
-
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "ros2"
-JOINTS = ("pan", "lift", "grip")
-SPEC = Spec(
-    {"state": Feature((3,), names=JOINTS), "image.wrist": Feature((4, 6, 3), "image"), "force": Feature((2,))},
-    Feature((3,), low=(-1.0,) * 3, high=(1.0,) * 3),
-    rate=20.0,
-    control="absolute",
-    gripper=(2,),
-)
-PARAMETERS = {
-    "instruction": "fold",
-    "observations.state.topic": "/joint_states",
-    "observations.state.joints": list(JOINTS),
-    "observations.image.wrist.topic": "/wrist",
-    "observations.force.topic": "/force",
-    "observations.force.type": "array",
-    "outputs.arm.topic": "/arm",
-    "outputs.arm.type": "trajectory",
-    "outputs.arm.dims": array("q", [0, 1]),
-    "outputs.arm.joints": ["pan", "lift"],
-    "outputs.hand.topic": "/hand",
-    "outputs.hand.dims": array("q", [2]),
-    "outputs.hand.joints": ["grip"],
-}
-
-
-class Message(SimpleNamespace):
-    """Any message: what it is made with."""
-
-
-def kinds(*names: str) -> dict[str, type]:
-    return {name: type(name, (Message,), {}) for name in names}
-
-
-class Quality(SimpleNamespace):
-    """A QoSProfile."""
-
-
-class StubNode:
-    """Remembers topics and services; its clock is the test's."""
-
-    def __init__(self, parameters: dict[str, Any]) -> None:
-        self.parameters, self.now, self.alive = parameters, 50 * 10**9, True
-        self.heard: dict[str, list[tuple[type, Callable[[Any], None], Quality]]] = {}
-        self.said: dict[str, list[Any]] = {}
-        self.quality: dict[str, Quality] = {}
-        self.services: dict[str, Callable[[Any, Any], Any]] = {}
-        self.log: list[str] = []
-
-    def get_parameters_by_prefix(self, prefix: str) -> dict[str, Any]:
-        assert prefix == ""
-        return {name: SimpleNamespace(value=value) for name, value in self.parameters.items()}
-
-    def get_clock(self) -> Any:
-        return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=self.now))
-
-    def get_logger(self) -> Any:
-        return SimpleNamespace(info=self.log.append, fatal=self.log.append)
-
-    def create_subscription(self, kind: type, topic: str, callback: Callable[[Any], None], quality: Quality) -> None:
-        self.heard.setdefault(topic, []).append((kind, callback, quality))
-
-    def create_publisher(self, kind: type, topic: str, quality: Quality) -> Any:
-        self.said[topic], self.quality[topic] = [], quality
-
-        def publish(message: Any) -> None:
-            assert type(message) is kind
-            assert self.alive, "published after the node was destroyed"
-            self.said[topic].append(message)
-
-        return SimpleNamespace(publish=publish)
-
-    def create_service(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
-        self.services[name] = callback
-
-    def destroy_node(self) -> None:
-        self.alive = False
-
-    def tell(self, topic: str, age: float | None = 0.0, **fields: Any) -> None:
-        """Delivers a message, measured `age` seconds ago by ROS's clock; None: without a stamp."""
-        nanoseconds = 0 if age is None else self.now - round(age * 1e9)
-        stamp = SimpleNamespace(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
-        for kind, callback, _ in self.heard[topic]:
-            callback(kind(header=SimpleNamespace(stamp=stamp), **fields))
-
-    def tell_joints(self, age: float | None = 0.0, **positions: float) -> None:
-        self.tell("/joint_states", age, name=list(positions), position=array("d", positions.values()), velocity=[], effort=[])
-
-    def tell_all(self) -> None:
-        self.tell_joints(pan=0.1, lift=0.2, grip=0.3)
-        self.tell("/wrist", **picture())
-        self.tell("/force", data=array("d", [1.0, 2.0]))
-
-
-class StubExecutor:
-    """Turns sensors round, as the other nodes would, until it is shut down."""
-
-    def __init__(self) -> None:
-        self.over = False
-
-    def add_node(self, node: StubNode) -> None:
-        self.node = node
-
-    def spin(self) -> None:
-        while not self.over:
-            self.node.tell_all()
-            time.sleep(0.005)
-
-    def shutdown(self) -> None:
-        self.over = True
-
-
-def picture(encoding: str = "bgr8", height: int = 4, width: int = 6, pad: int = 2) -> dict[str, Any]:
-    """Rows end with bytes that are no pixels."""
-    channels = len(encoding) - 1
-    rows = np.zeros((height, width * channels + pad), np.uint8) + 255
-    rows[:, : width * channels] = np.arange(height * width * channels).reshape(height, -1) % 251
-    data = array("B", rows.tobytes())
-    return {"encoding": encoding, "height": height, "width": width, "step": rows.shape[1], "data": data}
+from kinoise.spec import Feature, KinoiseError, Spec
+from ros_stubs import PARAMETERS, SPEC, StubNode, example, picture
 
 
 @pytest.fixture
 def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The example's modules, with the parts of ROS that they import."""
-    policies = SimpleNamespace(BEST_EFFORT="best effort", RELIABLE="reliable", VOLATILE="volatile", TRANSIENT_LOCAL="transient")
-    trigger = SimpleNamespace(Request=Message, Response=Message)
-    duration = type("Duration", (Message,), {"to_msg": lambda self: self})
-    made: dict[str, dict[str, Any]] = {
-        "rclpy": {"init": lambda **_: None, "try_shutdown": lambda: None},
-        "rclpy.duration": {"Duration": duration},
-        "rclpy.executors": {"SingleThreadedExecutor": StubExecutor},
-        "rclpy.node": {"Node": StubNode},
-        "rclpy.qos": {"DurabilityPolicy": policies, "ReliabilityPolicy": policies, "QoSProfile": Quality},
-        "rclpy.signals": {"SignalHandlerOptions": SimpleNamespace(NO="no")},
-        "sensor_msgs.msg": kinds("Image", "JointState"),
-        "std_msgs.msg": kinds("Bool", "Float64MultiArray", "String"),
-        "std_srvs.srv": {"Trigger": trigger},
-        "trajectory_msgs.msg": kinds("JointTrajectory", "JointTrajectoryPoint"),
-        "launch": {"LaunchDescription": list},
-        "launch.actions": {"DeclareLaunchArgument": lambda name, **_: name, "ExecuteProcess": lambda cmd, **_: cmd},
-        "launch.substitutions": {"LaunchConfiguration": lambda name: f"<{name}>"},
-    }
-    for name, members in made.items():
-        for part in (name.split(".")[0], name):
-            if part not in made or part == name:
-                module = ModuleType(part)
-                module.__dict__.update(members if part == name else {})
-                monkeypatch.setitem(sys.modules, part, module)
-    for name in ("ros_robot", "kinoise_node"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    yield SimpleNamespace(robot=importlib.import_module("ros_robot"), node=importlib.import_module("kinoise_node"))
-    for name in ("ros_robot", "kinoise_node"):
-        sys.modules.pop(name, None)
+    with example(monkeypatch) as modules:
+        yield modules
 
 
 @pytest.fixture
@@ -344,78 +186,3 @@ def test_a_message_that_does_not_fit_ends_the_run(ros: SimpleNamespace, topic: s
     with pytest.raises(KinoiseError, match=said) as caught:
         own.observe()
     assert not isinstance(caught.value, ObservationTimeout)
-
-
-def checkpoint(path: Path) -> Path:
-    sizes = {key: 3 if item.kind == "image" else item.shape[0] for key, item in SPEC.observations.items()}
-    stats = {
-        key: Stats((0.0,) * n, (0.5,) * n, (-1.0,) * n, (1.0,) * n, (-0.9,) * n, (0.9,) * n, 9)
-        for key, n in {**sizes, "action": 3}.items()
-    }
-    small = {"network": {"width": 32, "depth": 1}, "encoder": {"shared_cameras": True, "pool": "average"}, "chunk": 16}
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(choices()["diffusion"]), small, {"execute": 4}))
-    policy = build_policy(config, SPEC, stats, ("fold",), seed=0)
-    gen = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for item in policy.parameters():
-            item.add_(0.03 * torch.randn(item.shape, generator=gen))
-    save_policy(path, policy, {})
-    return path
-
-
-def test_the_node_drives_and_leaves_the_robot_at_rest(
-    ros: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lenient = ["guards.stale=null", "guards.heartbeat=null", "fallback.hold=60"]  # of a machine that is busy
-    settings = [str(checkpoint(tmp_path / "run")), "rate=4", "servo=2", "decode.steps=1", f"trace={tmp_path / 'run.trace'}"]
-    monkeypatch.setattr(ros.robot, "FRESH", 60.0)
-    node = StubNode(PARAMETERS | {"settings": [*settings, *lenient]})
-    record = ros.node.drive(node, lambda: len(node.said.get("/hand", ())) >= 8)
-    assert record.outcomes["used"] > 0
-    assert not record.errors
-    assert "diffusion drives at 4 Hz" in node.log
-    assert len(node.said["/arm"]) == len(node.said["/hand"]) >= 9
-    assert node.said["/arm"][0].points[0].time_from_start.seconds == 1 / 8
-    np.testing.assert_allclose(node.said["/arm"][-1].points[0].positions, [0.1, 0.2], rtol=1e-6)
-    assert node.said["~/resting"][-1].data is True
-    answer = node.services["~/reset"](Message(), Message())
-    assert answer.success
-    with TraceReader(tmp_path / "run.trace") as trace:
-        assert sum(kind == "command" for kind, _ in trace.events()) == len(node.said["/hand"]) - 1
-
-
-def test_what_cannot_run_is_said_in_the_log(ros: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes: list[StubNode] = []
-
-    def made(name: str, **how: Any) -> StubNode:
-        assert (name, how) == ("kinoise", {"automatically_declare_parameters_from_overrides": True})
-        nodes.append(StubNode({"settings": [str(tmp_path / "nothing")]}))
-        return nodes[-1]
-
-    monkeypatch.setattr(ros.node, "Node", made)
-    monkeypatch.setattr(ros.node.signal, "signal", lambda *_: None)
-    assert ros.node.main([]) == 1
-    assert "no checkpoint there" in nodes[0].log[0]
-    assert not nodes[0].alive
-
-
-def test_the_example_of_parameters_fits_a_policy_and_the_launch_file_starts_the_node(ros: SimpleNamespace) -> None:
-    def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            found |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {prefix + key: item}
-        return found
-
-    given = flat(yaml.safe_load((EXAMPLE / "params.yaml").read_text())["/kinoise"]["ros__parameters"])
-    seen = {"state": Feature((7,)), "image.wrist": Feature((96, 96, 3), "image")}
-    spec = Spec(seen, Feature((7,), low=(-3.0,) * 7, high=(3.0,) * 7), rate=20.0, control="absolute", gripper=(6,))
-    ros.robot.RosRobot(StubNode(given), spec, given, 0.01)
-    parsed = ros.node.parse("control", ros.node.Settings, given["settings"], positional="run")
-    assert (parsed.rate, parsed.servo, parsed.fallback.on_stop, parsed.guards.velocity) == (20, 5, "wait", 1.0)
-    found = importlib.util.spec_from_file_location("launched", EXAMPLE / "kinoise.launch.py")
-    assert found is not None
-    assert found.loader is not None
-    launch = importlib.util.module_from_spec(found)
-    found.loader.exec_module(launch)
-    *_, command = launch.generate_launch_description()
-    assert command == ["<python>", str(EXAMPLE / "kinoise_node.py"), "--ros-args", "--params-file", "<params>"]
