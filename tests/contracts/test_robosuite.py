@@ -1,4 +1,4 @@
-"""robosuite's tasks here are robosuite's as robomimic has them: draws, physics, pictures and files; and what is refused."""
+"""robosuite's tasks here are robosuite's as robomimic has them: draws, physics, pictures and files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from copy import deepcopy
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,18 +16,13 @@ import h5py
 import numpy as np
 import pytest
 from kinoise.data import open_store
-from kinoise.envs import check_made, check_recorded, episode_seed, make, tasks
+from kinoise.envs import check_made, check_recorded, make, tasks
 from kinoise.envs.robosuite import env as ours
 from kinoise.envs.robosuite import recorded, upstream
-from kinoise.eval.demonstration import Recipe, play
-from kinoise.eval.evaluate import evaluate
 from kinoise.policies import choices
-from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.spec import KinoiseError
 from kinoise.train.__main__ import build
 from kinoise.train.config import Settings
-
-from .small_policies import small
 
 if find_spec("robosuite") is None:
     pytest.skip("robosuite isn't installed", allow_module_level=True)
@@ -37,7 +30,6 @@ if find_spec("robosuite") is None:
 VERSION = "1.4.0"
 THEIRS = {"object": "object-state"}
 """robosuite's names of what robomimic calls otherwise."""
-RECIPE = Recipe(seed=0, noise=0.1, cameras=(), size=84)
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
@@ -199,123 +191,10 @@ def test_the_spec_is_what_is_read_from_robomimic_s_file(task, tmp_path):
     check_recorded([f"robosuite/{task}"], store.meta["robomimic"]["env_args"])
 
 
-def robomimic(version: str | None = None) -> dict[str, Any]:
-    """What robomimic's own files say of Lift: those of robosuite 1.2 have no version, and all have its words."""
-    controller = dict(recorded.ARM)
-    controller |= {older: controller.pop(newer) for older, newer in recorded.OLDER.items()}
-    kwargs = {
-        "has_renderer": False,
-        "has_offscreen_renderer": False,
-        "ignore_done": True,
-        "use_object_obs": True,
-        "use_camera_obs": False,
-        "control_freq": 20,
-        "controller_configs": controller,
-        "robots": ["Panda"],
-        "camera_depths": False,
-        "camera_heights": 84,
-        "camera_widths": 84,
-        "reward_shaping": False,
-    }
-    said = {"env_name": "Lift", "type": 1, "env_kwargs": kwargs}
-    return said if version is None else {**said, "env_version": version}
-
-
-@pytest.mark.parametrize(
-    ("env_args", "version"),
-    [
-        (robomimic("1.4.1"), VERSION),
-        (recorded.made("lift", VERSION), VERSION),
-        (recorded.made("lift", "1.5.1"), "1.5.2"),
-        (robomimic("1.5.1"), "1.5.1"),
-    ],
-)
-def test_env_args_of_the_same_environment_are_accepted(env_args, version):
-    recorded.require("lift", version, env_args)
-
-
-def changed(edit: Callable[[dict[str, Any], dict[str, Any], dict[str, Any]], object]) -> dict[str, Any]:
-    said = deepcopy(robomimic("1.4.1"))
-    edit(said, said["env_kwargs"], said["env_kwargs"]["controller_configs"])
-    return said
-
-
-@pytest.mark.parametrize(
-    ("env_args", "line"),
-    [
-        (robomimic(), "env_version is missing, as in robomimic's files of robosuite 1.2"),
-        (robomimic("1.5.1"), "env_version is 1.5.1, expected 1.4"),
-        (changed(lambda said, kwargs, arm: said.update(env_version="v141")), "env_version is v141, expected 1.4"),
-        (changed(lambda said, kwargs, arm: said.update(env_name="Square_D0")), "env_name is Square_D0, expected Lift"),
-        (changed(lambda said, kwargs, arm: said.update(type=2)), "type is 2, expected 1"),
-        (changed(lambda said, kwargs, arm: kwargs.update(control_freq=10)), "control_freq is 10, expected 20"),
-        (changed(lambda said, kwargs, arm: kwargs.update(robots=["Sawyer"])), "robots is ['Sawyer'], expected Panda"),
-        (
-            changed(lambda said, kwargs, arm: kwargs.update(robots=["Panda"] * 2)),
-            "robots is ['Panda', 'Panda'], expected Panda",
-        ),
-        (changed(lambda said, kwargs, arm: kwargs.pop("robots")), "robots is missing"),
-        (
-            changed(lambda said, kwargs, arm: kwargs.update(table_friction=[1, 0, 0])),
-            "table_friction is [1, 0, 0], expected not",
-        ),
-        (changed(lambda said, kwargs, arm: kwargs.update(gripper_types="RethinkGripper")), "gripper_types is RethinkGripper"),
-        (changed(lambda said, kwargs, arm: kwargs.pop("controller_configs")), "controller_configs is None, expected OSC_POSE"),
-        (changed(lambda said, kwargs, arm: arm.update(control_delta=False)), "the controller's control_delta is False"),
-        (changed(lambda said, kwargs, arm: arm.update(type="IK_POSE")), "the controller's type is IK_POSE, expected OSC_POSE"),
-        (changed(lambda said, kwargs, arm: arm.update(kp=300)), "the controller's kp is 300, expected 150"),
-        (changed(lambda said, kwargs, arm: arm.update(output_max=0.1)), "the controller's output_max is 0.1"),
-        (changed(lambda said, kwargs, arm: arm.update(input_ref_frame="hand")), "the controller's input_ref_frame is hand"),
-    ],
-)
-def test_env_args_of_another_environment_are_refused_with_what_differs(env_args, line):
-    with pytest.raises(KinoiseError, match="kinoise collect env=robosuite/lift") as raised:
-        recorded.require("lift", VERSION, env_args)
-    assert line in str(raised.value)
-    assert str(raised.value).count(";") == 0, "one line for one difference"
-
-
-def test_env_args_are_held_against_those_of_an_environment_that_was_made():
-    newer, own = recorded.made("lift", "1.5.1"), "remote/robosuite-1.5/robosuite/lift"
-    for env_args in (newer, robomimic("1.5.1"), {}):
-        recorded.require_same(own, newer, env_args)
-    recorded.require_same("remote/sim/metaworld/push", {}, newer)
-    for here, env_args, line in (
-        (newer, robomimic("1.4.1"), "env_version is 1.4.1, expected 1.5"),
-        (recorded.made("can", "1.5.1"), newer, "env_name is Lift, expected PickPlaceCan"),
-        ({**newer, "env_kwargs": {**newer["env_kwargs"], "control_freq": 10}}, newer, "control_freq is 20, expected 10"),
-        (
-            {**newer, "env_kwargs": {**newer["env_kwargs"], "controller_configs": {**recorded.ARM, "kp": 99}}},
-            newer,
-            "expected 99",
-        ),
-    ):
-        with pytest.raises(KinoiseError, match=f"kinoise collect env={own}") as raised:
-            recorded.require_same(own, here, env_args)
-        assert line in str(raised.value)
-        assert str(raised.value).count(";") == 0, "one line for one difference"
-
-
-def test_a_policy_of_other_demonstrations_is_refused_before_any_episode(tmp_path):
-    policy = small("mode")
-    assert policy.recorded == {}
-    policy.recorded = robomimic()
-    save_policy(tmp_path, policy, {})
-    loaded = load_policy(tmp_path)
-    assert loaded.recorded == robomimic()
-    with pytest.raises(KinoiseError, match="env_version is missing"):
-        evaluate(loaded, "robosuite/lift", episodes=1, seed=0)
-
-
 def test_training_keeps_what_the_file_says(tmp_path):
     store = open_store(record(tmp_path / "file.hdf5", env("lift")))
     settings = Settings(data="file.hdf5", out="run", policy=choices()["mode"])
     assert build(settings, store).recorded == env("lift").meta()["robomimic"]["env_args"]
-
-
-def test_other_simulators_and_empty_records_are_not_compared():
-    check_recorded(["metaworld/push"], robomimic())
-    check_recorded(["robosuite/lift"], {})
 
 
 def test_an_environment_elsewhere_is_compared_by_what_it_says_of_itself():
@@ -325,44 +204,3 @@ def test_an_environment_elsewhere_is_compared_by_what_it_says_of_itself():
         check_made("ws://there:8100/robosuite/lift", meta, newer)
     check_made("ws://there:8100/robosuite/lift", meta, {})
     check_made("ws://there:8100/metaworld/push", {}, newer)
-
-
-# Demonstrators
-
-
-@pytest.mark.parametrize(("task", "longest"), [("lift", 70), ("can", 200), ("square", 260)])
-def test_demonstrations_succeed_with_noise_and_without_idling(task, longest):
-    made = make(f"robosuite/{task}")
-    for index in range(2):
-        episode = play(made, RECIPE, index)
-        assert episode.info["success"]
-        assert episode.info["steps"] <= longest
-        actions = episode.arrays["action"]
-        assert np.abs(actions).max() <= 1
-        assert (np.abs(actions[:, :6]).max(axis=1) < 0.01).sum() <= 3
-
-
-def test_a_demonstrator_picks_up_again_what_it_has_lost():
-    made = make("robosuite/lift")
-    observation, _ = made.reset(seed=episode_seed(0, made.task, 0))
-    expert, dropped, success = made.expert(), False, False
-    cube = made._model.joint("cube_joint0").qposadr[0]
-    for _ in range(200):
-        if not dropped and expert._table.thing().position[2] > 0.85:
-            made._data.qpos[cube : cube + 3] = (0.05, 0.08, 0.83)
-            made._data.qvel[made._model.joint("cube_joint0").dofadr[0] :][:6] = 0
-            dropped = True
-        observation, *_, info = made.step(expert.act(observation))
-        success |= dropped and info["success"] and expert._table.opening() > 0.004
-    assert dropped
-    assert success
-
-
-@pytest.mark.parametrize("home", [1.4, 1.57, 1.75, -1.4, -1.57, -1.75])
-def test_there_is_a_way_onto_the_peg_for_every_heading_of_the_nut(home):
-    from kinoise.envs.experts.robosuite import _turns
-
-    for handle in np.linspace(-np.pi, np.pi, 181):
-        grip, way = _turns(float(handle), home)
-        assert abs(np.cos(grip - handle)) < 1e-6, "the fingers are across the handle"
-        assert way in (np.pi, -np.pi / 2, np.pi / 2)
