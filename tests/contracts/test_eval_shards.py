@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from kinoise import envs
 from kinoise.config import UsageError
-from kinoise.eval.__main__ import show
 from kinoise.eval.ledger import LEDGER, read_ledger
 from kinoise.eval.merge import main, merge
 from kinoise.eval.metrics import wilson
 from kinoise.eval.player import BLOCK
 from kinoise.eval.protocol import EvaluationProtocol, Shard
+from kinoise.eval.shown import show
 from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.until import Until
 from kinoise.spec import KinoiseError
