@@ -93,6 +93,7 @@ def path_environment(folder: Path) -> Path:
     own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {_name(item) for item in NEEDS} | {*SAME, *OTHERS}
     needs = [*NEEDS, *(item for item in own if _name(item) not in names), "transformers>=4.57.1,<5"]
+    needs.append("imageio-ffmpeg")  # without it LeRobot's films of an evaluation are empty files
     needs += [f"{name}=={version(name)}" for name in SAME]
     return environment(folder / "lerobot-path", (*LEROBOT, "-e", str(ROOT), "-e", str(PLUGIN)), needs)
 
