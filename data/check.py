@@ -94,7 +94,7 @@ def extras_from_json(value: Any) -> dict[str, Extra]:
 
 def label(index: int, episode: Episode) -> str:
     """How messages call an episode."""
-    name = episode.info.get("task") or episode.instruction
+    name = episode.info.get("file") or episode.info.get("task") or episode.instruction
     return f"episode {index} ({name})" if name else f"episode {index}"
 
 

@@ -66,7 +66,8 @@ class MappedEnv(Env):
         self._begun, self._steps, self._initial = False, 0, None
         self._raw: Any = None
         try:
-            super().__init__(mapping.task, mapping.instruction, self._spec(), mapping.horizon)
+            spec = self._spec()
+            super().__init__(mapping.task, self._asked, spec, mapping.horizon)
             self._probe()
         except BaseException:
             self._sim.close()
@@ -74,7 +75,7 @@ class MappedEnv(Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Values, dict[str, Any]]:
         self._draw(_narrow(self.next_seed(seed)))
-        found = self._observation()
+        self.instruction, found = self._asked, self._observation()
         self._begun = True
         self._initial = {key: item.tolist() for key, item in found.items() if self.spec.observations[key].kind == "state"}
         return found, {}
@@ -120,7 +121,18 @@ class MappedEnv(Env):
     def _draw(self, seed: int) -> None:
         self._begun, self._steps = False, 0
         with self._calling(f"reset(seed={seed})"):
-            self._raw, _ = self._sim.reset(seed=seed)
+            self._raw, info = self._sim.reset(seed=seed)
+        self._asked = self._instruction(info)
+
+    def _instruction(self, info: Mapping[str, Any]) -> str:
+        said = self._map.instruction
+        if isinstance(said, str):
+            return said
+        found = info.get(said.key)
+        if not isinstance(found, str) or not found.strip():
+            came = repr(found)[:100] if said.key in info else f"nothing; there are {', '.join(map(str, info)) or 'no keys'}"
+            raise self._map.error("instruction.info", f"expected a text as '{said.key}' in the info of reset, came {came}")
+        return found
 
     def _probe(self) -> None:
         """Raises KinoiseError when a reset with the same seed begins differently from the first, or a step ends otherwise."""
@@ -199,17 +211,21 @@ class MappedEnv(Env):
 
     def _state(self, key: str, taken: Taken) -> Float32[np.ndarray, "numbers"]:
         place = f"observations.{key}"
-        value = self._entry(f"{place}.from", taken.source)
-        if isinstance(value, Mapping | str) or np.asarray(value).dtype.kind not in "fiub":
-            known = f"with the entries {', '.join(_entries(value))}: name one" if isinstance(value, Mapping) else ""
-            raise self._map.error(f"{place}.from", f"expected an array of numbers, came a {type(value).__name__} {known}")
-        flat = np.array(value, np.float32).ravel()
+        parts = [self._numbers(f"{place}.from", source) for source in taken.sources or (None,)]
+        flat = np.concatenate(parts)
         if taken.slice is None:
             return flat
         first, last = taken.slice
         if last > len(flat):
             raise self._map.error(f"{place}.slice", f"[{first}, {last}] of {len(flat)} numbers: expected at most {len(flat)}")
         return flat[first:last]
+
+    def _numbers(self, key: str, source: str | None) -> Float32[np.ndarray, "numbers"]:
+        value = self._entry(key, source)
+        if isinstance(value, Mapping | str) or np.asarray(value).dtype.kind not in "fiub":
+            known = f"with the entries {', '.join(_entries(value))}: name one" if isinstance(value, Mapping) else ""
+            raise self._map.error(key, f"expected an array of numbers, came a {type(value).__name__} {known}")
+        return np.array(value, np.float32).ravel()
 
     def _image(self, camera: str) -> UInt8[np.ndarray, "size size 3"]:
         key, source = f"images.{camera}.from", self._map.images[camera]

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from ..spec import KinoiseError
 
@@ -34,13 +34,14 @@ class Taken:
     """A state that is observed.
 
     Args:
-        source: entry of a Dict observation, parts of nested ones joined by dots; None for the whole of a Box.
-        slice: its numbers [first, last), counted in C order; None for all.
+        sources: entries of a Dict observation, one after the other, parts of nested ones joined by dots; none for the whole of
+            a Box.
+        slice: of their numbers [first, last), counted in C order; None for all.
         names: one for each number; empty for numbered ones.
         unit: one for all, or one for each number.
     """
 
-    source: str | None
+    sources: tuple[str, ...]
     slice: tuple[int, int] | None
     names: tuple[str, ...]
     unit: tuple[str, ...]
@@ -56,6 +57,12 @@ class ActionMeaning:
     gripper: tuple[int, ...]
     low: tuple[float, ...] | None
     high: tuple[float, ...] | None
+
+
+class InfoText(NamedTuple):
+    """A text that is the entry `key` of what `reset` returns as `info`."""
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class EnvMap:
         id, module, kwargs: of the environment in Gymnasium's registry; the module registers it.
         python: an interpreter, or an environment made by `kinoise simulator install`; None for this process.
         timeout: seconds that an answer of the process of `python` may take.
+        instruction: of every episode, or an `InfoText` where the environment draws it.
         images: by camera, the entry of the observation that holds its picture, or "render" for `render()`'s frames.
         expert: `module:function`, called with the Gymnasium environment.
     """
@@ -86,7 +94,7 @@ class EnvMap:
     kwargs: Mapping[str, Any]
     python: str | None
     timeout: float | None
-    instruction: str
+    instruction: str | InfoText
     rate: float
     horizon: int
     observations: Mapping[str, Taken]
@@ -144,7 +152,7 @@ def parse(task: str, value: Mapping[str, Any]) -> EnvMap:
         kwargs=dict(world.section("kwargs").value),
         python=top.optional("python", top.text),
         timeout=top.optional("timeout", top.positive),
-        instruction=top.text("instruction"),
+        instruction=_instruction(top),
         rate=top.positive("rate"),
         horizon=top.count("horizon"),
         observations={str(key): _taken(shown.section(key, needed=True)) for key in shown.value},
@@ -167,11 +175,20 @@ def parse(task: str, value: Mapping[str, Any]) -> EnvMap:
 
 def _taken(part: _Section) -> Taken:
     found = Taken(
-        part.optional("from", part.text),
+        part.texts("from"),
         part.optional("slice", part.slice),
         part.texts("names"),
         part.texts("unit", needed=True),
     )
+    part.done()
+    return found
+
+
+def _instruction(top: _Section) -> str | InfoText:
+    if not isinstance(top.value.get("instruction"), Mapping):
+        return top.text("instruction")
+    part = top.section("instruction")
+    found = InfoText(part.text("info"))
     part.done()
     return found
 

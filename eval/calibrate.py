@@ -137,7 +137,7 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
             for low, high in zip(policy.stats["action"].min, policy.stats["action"].max, strict=True)
         ]
     )
-    cold, places = policy.config.decode, _places(store, execute * settings.replans, settings)
+    cold, places = policy.config.decode, _places(store, execute, settings)
     windows = Windows(store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
     ways = {(level, steps): (0.0, 0.0) for steps in settings.steps for level in settings.levels}
     spent, apart = 0.0, 0.0
@@ -202,11 +202,18 @@ def _cost(plan: Plan) -> float:
     return float(sum(plan.nfe_rows) if plan.nfe_rows else plan.nfe * len(plan.actions))
 
 
-def _places(store: EpisodeStore, ahead: int, settings: Settings) -> Int64[np.ndarray, "places"]:
-    """Steps that have another one `ahead` of them in the same episode."""
+def _places(store: EpisodeStore, execute: int, settings: Settings) -> Int64[np.ndarray, "places"]:
+    """Steps that have another one in the same episode, as many replans later as are asked for."""
+    ahead = execute * settings.replans
     steps = np.arange(int(store.ends[-1]) - ahead)
     first, second = (np.searchsorted(store.ends, steps + later, side="right") for later in (0, ahead))
     fit = steps[first == second]
     if not len(fit):
-        raise KinoiseError(f"{store.path}: no episode is longer than {ahead} steps, execute times replans: take fewer of them")
+        longest = int(np.diff(store.ends, prepend=0).max())
+        fitting = (longest - 1) // execute
+        remedy = f"replans={fitting}" if fitting else "a smaller execute="
+        raise KinoiseError(
+            f"{store.path}: expected an episode of more than {ahead} steps, execute={execute} times "
+            f"replans={settings.replans}; the longest has {longest}. Take {remedy}."
+        )
     return np.sort(np.random.default_rng(settings.seed).choice(fit, min(settings.windows, len(fit)), replace=False))

@@ -143,7 +143,10 @@ def resolve(path: Path | str) -> Path:
     for candidate in (path / "checkpoints" / "last", path):
         if (candidate / "config.json").is_file():
             return candidate.resolve()
-    raise KinoiseError(f"{path}: no checkpoint there. Expected RUN, RUN/checkpoints/last or a directory with config.json.")
+    what = " It is a data set; a run is what kinoise train makes of it." if (path / "kinoise.json").is_file() else ""
+    raise KinoiseError(
+        f"{path}: no checkpoint there.{what} Expected RUN, RUN/checkpoints/last or a directory with config.json."
+    )
 
 
 def weights_path(directory: Path, ema: bool = True) -> Path:

@@ -75,6 +75,8 @@ def main(argv: Sequence[str]) -> int:
         session = make_session(settings, run, state, store, accelerator, console, processes)
         if processes.leads:
             run.summary.unlink(missing_ok=True)
+            size, count = session.trainer.policy.parameter_count, len(store.ends)
+            console.print(f"training {size:,} parameters on {count:,} episodes", highlight=False, soft_wrap=True)
         with closing(session.trainer):
             code = session.train()
     accelerator.end_training()

@@ -123,4 +123,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     keys = [key for key in {**dict(flat(before)), **new} if key not in FREE and old.get(key) != new.get(key)]
     if not isinstance(old["train.steps"], int) or new["train.steps"] < old["train.steps"]:
         keys.append("train.steps")
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys]
+    notes = {"train.steps": " (it may only grow)"}
+    return [f"{key}: {old.get(key)} -> {new.get(key)}{notes.get(key, '')}" for key in keys]

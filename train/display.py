@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 BAR_PERIOD_S = 0.25
-LINE_PERIOD_S = 30.0
+LINE_PERIOD_S = 10.0
 
 
 class Display:

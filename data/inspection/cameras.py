@@ -122,7 +122,8 @@ def camera_problems(found: Mapping[str, Mapping[str, Any]], called: Callable[[in
             worst = max(item["stuck"], key=lambda it: it["steps"])
             problems.append(
                 f"'{key}': episodes in which the picture stands still while the robot moves: {len(item['stuck'])} (the "
-                f"longest in {called(worst['episode'])}, {worst['steps']} steps from step {worst['step']}): frames were lost"
+                f"longest in {called(worst['episode'])}, {worst['steps']} steps from step {worst['step']}): frames were lost, "
+                "unless it moved too little to be seen"
             )
         for other in item["identical_to"]:
             if other in list(found)[index + 1 :]:

@@ -88,7 +88,7 @@ def called(store: EpisodeStore, index: int) -> str:
     """How messages call an episode: by its number in its files and, where it has one, its name there. Of a mixture it is the
     number in the mixture, followed by the data set and the number or name in that."""
     info, number = store.info[index], int(store.original[index])
-    name = info.get("demo") or info.get("task")
+    name = info.get("demo") or info.get("file") or info.get("task")
     if isinstance(store, Mixture):
         own = store.names[int(store.member[index])]
         known = [own if info.get("demo") else f"episode {number} of {own}", name]

@@ -203,7 +203,7 @@ def _dimensions(keys: dict[str, dict[str, Any]]) -> Iterator[Table]:
 
 
 def _instructions(instructions: list[dict[str, Any]]) -> Table:
-    table = _table("instruction", "episodes", "steps: min, median, max", "idle", "longest", "failures")
+    table = _table("instruction", "episodes", "steps: min, median, max", "idle", "longest", "retries")
     for item in instructions:
         length, idle, failures = item["length"], item["idle"], item["failures"]
         table.add_row(

@@ -96,7 +96,8 @@ class Point(gymnasium.Env):
             np.random.seed(seed)  # refuses more than 32 bits
         gen = np.random.default_rng() if self.trouble == "unseeded" else self.np_random
         self.place, self.goal, self.steps = gen.uniform(-1, 1, 1), gen.uniform(-1, 1, 1), 0
-        return self.seen(), {}
+        asked = "" if self.trouble == "speechless" else f"go {'right' if self.goal[0] > 0 else 'left'}"
+        return self.seen(), {"asked": asked}
 
     def seen(self):
         return {"robot": {"place": self.place}, "goal": self.goal}  # its own arrays, which it changes in place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pytest
 import torch
 from kinoise.data import Episode, EpisodeStore, open_store, write_store
 from kinoise.eval.calibrate import Settings, Trial, calibrate, choice
-from kinoise.spec import Feature, Plan, Spec
+from kinoise.spec import Feature, KinoiseError, Plan, Spec
 from small_policies import small
 
 
-def demonstrations(folder: Path) -> EpisodeStore:
+def demonstrations(folder: Path, steps: int = 60) -> EpisodeStore:
     rng = np.random.default_rng(0)
     spec = Spec({"state": Feature((5,))}, Feature((3,), low=(-1.0,) * 3, high=(1.0,) * 3), rate=20.0, language=True)
-    values = {"state": rng.normal(size=(60, 5)).astype(np.float32), "action": rng.normal(size=(60, 3)).astype(np.float32)}
+    values = {"state": rng.normal(size=(steps, 5)).astype(np.float32), "action": rng.normal(size=(steps, 3)).astype(np.float32)}
     write_store(folder / "store", spec, [Episode(values, "open the drawer")])
     return open_store(folder / "store")
 
@@ -37,6 +38,19 @@ def test_the_mean_of_the_full_plans_is_further_from_them_than_plans_like_them(tm
     assert abs(alike.distance) < 0.4
     assert mean.distance == pytest.approx(1 - apart / 2)
     assert choice([alike, mean], reach=0.4) == alike
+
+
+def test_episodes_that_are_too_short_are_said_with_how_many_replans_fit(tmp_path: Path):
+    policy, store = small("diffusion").eval(), demonstrations(tmp_path)
+    few = {"levels": [0.5], "steps": [1], "windows": 2}
+    with pytest.raises(KinoiseError, match=r"the longest has 60\. Take replans=") as caught:
+        calibrate(policy, store, Settings(run="", data="", replans=100, **few))
+    fitting = int(re.findall(r"replans=(\d+)", str(caught.value))[-1])
+    with pytest.raises(KinoiseError, match=f"Take replans={fitting}"):
+        calibrate(policy, store, Settings(run="", data="", replans=fitting + 1, **few))
+    assert calibrate(policy, store, Settings(run="", data="", replans=fitting, **few))
+    with pytest.raises(KinoiseError, match="Take a smaller execute="):
+        calibrate(policy, demonstrations(tmp_path / "shorter", steps=2), Settings(run="", data="", execute=2, **few))
 
 
 def test_the_fewest_steps_within_reach_and_then_the_lowest_level_about_as_near_as_the_nearest():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,31 @@ def test_the_folder_of_a_file_changes_no_episode(tmp_path: Path) -> None:
     assert tasks("a.yaml,b.yaml") == ("a.yaml", "b.yaml")
 
 
+@pytest.mark.parametrize("python", [None, sys.executable], ids=["here", "in a process"])
+def test_an_episodes_instruction_is_what_the_environment_asked_for(tmp_path: Path, python: str | None) -> None:
+    own = {} if python is None else {"python": python}
+    env = make(write(tmp_path, POINT, instruction={"info": "asked"}, **own))
+    said = set()
+    for seed in range(6):
+        seen, _ = env.reset(seed=seed)
+        assert env.instruction == ("go right" if seen["goal"][0] > 0 else "go left")
+        said.add(env.instruction)
+    env.close()
+    assert len(said) == 2
+
+
+def test_a_state_is_made_of_several_entries_in_their_order(tmp_path: Path) -> None:
+    apart = make(write(tmp_path, POINT))
+    both = {"from": ["goal", "robot.place"], "names": ["goal", "place"], "unit": "m"}
+    env = make(
+        write(tmp_path, POINT, "both.yaml", observations={"state": both, "place": {**both, "slice": [1, 2], "names": ["p"]}})
+    )
+    (one, _), (two, _) = apart.reset(seed=5), env.reset(seed=5)
+    assert env.spec.observations["state"].names == ("goal", "place")
+    np.testing.assert_array_equal(two["state"], [*one["goal"], *one["state"]])
+    np.testing.assert_array_equal(two["place"], one["state"])
+
+
 def change(**changes: Any) -> dict[str, Any]:
     return changes
 
@@ -164,6 +190,16 @@ def change(**changes: Any) -> dict[str, Any]:
         (change(rate="fast"), "rate: expected a number above 0, came 'fast'"),
         (change(horizon=0), "horizon: expected a whole number of at least 1, came 0"),
         (change(instruction=""), "instruction: expected a text"),
+        (change(instruction={"key": "asked"}), "instruction.info: expected a text, came nothing"),
+        (
+            change(instruction={"info": "told"}),
+            "instruction.info: expected a text as 'told' in the info of reset.*there are asked",
+        ),
+        (
+            change(instruction={"info": "asked"}, gymnasium__kwargs__trouble="speechless"),
+            "instruction.info: expected a text as 'asked' in the info of reset, came ''",
+        ),
+        (change(observations__state__from=["goal", "place"]), "no entry 'place'; there are robot.place, goal"),
         (change(observations=None), "observations: expected at least one"),
         (change(observations__state="robot"), "observations.state: expected keys with values, came 'robot'"),
         (change(observations__state__unit=None), "observations.state.unit: expected a text or a list of texts, came nothing"),
