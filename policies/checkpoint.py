@@ -119,7 +119,7 @@ def load_policy(
         raise UsageError(f"frame={frame}: {directory} has {known}")
     spec, stats = _frame(value, config_path) if frame is None else frames[frame]
     weights = weights_path(directory, ema)
-    with _no_larger(weights, config_path, unbounded=getattr(getattr(config, "vlm", None), "path", None) is not None):
+    with no_larger(weights, config_path, unbounded=pretrained(config)):
         policy = build_policy(config, spec, stats, tuple(value["texts"]))
     policy.frames, policy.frame, policy.recorded = frames, frame, value["recorded"]
     _load_weights(policy, weights)
@@ -217,8 +217,13 @@ def _settings(name: str) -> Any:
     return OmegaConf.structured(POLICIES[name].config())
 
 
+def pretrained(config: PolicyConfig) -> bool:
+    """Whether the policy is built around a pretrained model, whose weights are in files of their own."""
+    return getattr(getattr(config, "vlm", None), "path", None) is not None
+
+
 @contextmanager
-def _no_larger(weights: Path, settings: Path, unbounded: bool) -> Iterator[None]:
+def no_larger(weights: Path, settings: Path, unbounded: bool) -> Iterator[None]:
     """Raises KinoiseError where what is built in the block can't be, or comes to more numbers than go with the file `weights`.
 
     Settings come from the same hands as the weights: a width of 10^9 would take all memory before the two are compared.

@@ -23,10 +23,11 @@ ABOUT = """Writes RUN/checkpoints/0, which eval, control, serve, latency, calibr
 train, and RUN/import.json, which says where it came from. Nothing is unpickled but tensors and plain containers, and nothing is
 loaded in part: what does not fit is an error that lists it.
 
-from=lerobot: LeRobot's DiffusionPolicy, the folder pretrained_model (0.3 and 0.4). from=dp: a .ckpt of diffusion_policy's
-DiffusionTransformerLowdimPolicy. from=mode: a folder of MoDE's release, with clip=, the CLIP that it was trained with. What
-such a checkpoint does not know about its robot comes from data=, a data set of it, from env=, a simulator of it with the
-cameras= that the policy sees, size= high and wide, or from rate=, control= and gripper=.
+from=lerobot: LeRobot's DiffusionPolicy, the folder pretrained_model (0.3 and 0.4), or a policy of the plugin
+lerobot_policy_kinoise. from=dp: a .ckpt of diffusion_policy's DiffusionTransformerLowdimPolicy. from=mode: a folder of MoDE's
+release, with clip=, the CLIP that it was trained with. What such a checkpoint does not know about its robot comes from data=, a
+data set of it, from env=, a simulator of it with the cameras= that the policy sees, size= high and wide, or from rate=,
+control= and gripper=. The plugin's know all of it.
 rename= says what the robot calls what the policy observes."""
 
 
@@ -64,10 +65,8 @@ class Settings:
             raise UsageError(f"clip={self.clip}: only from=mode has instructions that are CLIP's vectors")
         if self.control not in (None, *CONTROLS):
             raise UsageError(f"control={self.control}: expected one of {', '.join(CONTROLS)}")
-        if not known and (self.rate is None or not self.rate > 0):
-            raise UsageError(
-                "a checkpoint does not say how often its robot is commanded: give data=, env=, or rate= in steps a second"
-            )
+        if self.rate is not None and not self.rate > 0:
+            raise UsageError(f"rate={self.rate}: expected steps a second, more than 0")
 
 
 def main(argv: Sequence[str], command: str = "import") -> int:
@@ -83,7 +82,7 @@ def main(argv: Sequence[str], command: str = "import") -> int:
     found = import_policy(settings.source, path, robot_of(settings))
     digest = sha256(found.weights)
     with new_directory(out / "checkpoints" / "0") as directory:
-        save_policy(directory, found.policy, {})
+        save_policy(directory, found.policy, found.average)
         write_card(directory, imported=f"`{path.resolve().name}` (from={settings.source}), weights with SHA-256 `{digest}`")
     link(out / "checkpoints" / "last", "0")
     about = {"from": settings.source, "path": str(path.resolve()), "sha256": digest, "notes": found.notes}
@@ -108,4 +107,4 @@ def robot_of(settings: Settings) -> Robot:
     if like is not None:
         return Robot(like[0].rate, like=like, rename=names, clip=clip)
     control, gripper = settings.control or "absolute", tuple(settings.gripper or ())
-    return Robot(float(settings.rate or 0), control, gripper, rename=names, clip=clip)
+    return Robot(settings.rate, control, gripper, rename=names, clip=clip)

@@ -8,6 +8,7 @@ from pathlib import Path
 from .diffusion_policy import import_dp
 from .lerobot import export_lerobot, import_lerobot
 from .mode import import_mode
+from .plugin import export_plugin
 from .robot import Imported, Robot
 
 SOURCES: dict[str, Callable[[Path, Robot], Imported]] = {"lerobot": import_lerobot, "dp": import_dp, "mode": import_mode}
@@ -19,4 +20,4 @@ def import_policy(source: str, path: Path, robot: Robot) -> Imported:
     return SOURCES[source](path, robot)
 
 
-__all__ = ["SOURCES", "Imported", "Robot", "export_lerobot", "import_policy"]
+__all__ = ["SOURCES", "Imported", "Robot", "export_lerobot", "export_plugin", "import_policy"]

@@ -6,12 +6,11 @@ policy_postprocessor.json with their statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from ...files import read_json, write_file, write_json
@@ -34,8 +33,11 @@ from .lerobot_config import (
     settings,
     their_name,
 )
-from .lerobot_stats import BURIED, EPSILON, POSTPROCESSOR, PREPROCESSOR, our_stats, read_normalisation, their_stats
+from .lerobot_processors import write_processors
+from .lerobot_stats import BURIED, our_stats, read_normalisation, their_stats
 from .lerobot_weights import GRID, Names, grid, ours, theirs
+from .plugin import import_plugin
+from .plugin_config import PREFIX
 from .robot import Imported, Robot
 from .tensors import Tensors, read_safetensors
 
@@ -45,7 +47,7 @@ COMPILED = "._orig_mod"
 
 
 def import_lerobot(folder: Path, robot: Robot) -> Imported:
-    """A policy out of `folder`, LeRobot's pretrained_model.
+    """A policy out of `folder`, LeRobot's pretrained_model: its own DiffusionPolicy, or one of the plugin's types.
 
     Raises:
         KinoiseError: another policy, settings that kinoise hasn't, files missing or damaged, tensors that don't fit (listed),
@@ -54,7 +56,10 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     source = str(folder / CONFIG)
     if not (folder / CONFIG).is_file():
         raise KinoiseError(f"{folder}: no {CONFIG} there. Give LeRobot's folder pretrained_model")
-    value = read_config(read_json(folder / CONFIG), source)
+    said = read_json(folder / CONFIG)
+    if isinstance(said, dict) and str(said.get("type")).startswith(PREFIX):
+        return import_plugin(folder, said, robot)
+    value = read_config(said, source)
     weights = {name.replace(COMPILED, ""): item for name, item in read_safetensors(folder / WEIGHTS).items()}
     known = read_normalisation(folder, value, weights)
     found = layout(value, known.renamed, known.modes, source)
@@ -114,8 +119,8 @@ def export_lerobot(policy: Policy, out: Path) -> None:
     why = unfit(policy)
     if why:
         raise KinoiseError(
-            f"LeRobot's DiffusionPolicy can't be this policy: {'; '.join(why)}. Install the plugin "
-            "lerobot_policy_kinoise, whose policy types hold any kinoise policy"
+            f"LeRobot's DiffusionPolicy can't be this policy: {'; '.join(why)}. With plugin=true the "
+            "run becomes a policy of the plugin lerobot_policy_kinoise, which holds any"
         )
     assert isinstance(policy, DiffusionPolicy)
     found, config = _layout(policy), policy.config
@@ -131,26 +136,7 @@ def export_lerobot(policy: Policy, out: Path) -> None:
     value = _config(policy, found)
     write_json(out / CONFIG, value)
     write_file(out / WEIGHTS, lambda path: save_file(weights, path))
-    features = {**value["input_features"], **value["output_features"]}
-    about = {"eps": EPSILON, "features": features, "norm_map": value["normalization_mapping"]}
-    normalise = ("normalizer_processor", about)
-    passive = [(name, {}) for name in ("to_batch_processor",)]
-    device = ("device_processor", {"device": "cpu", "float_dtype": None})
-    before = [("rename_observations_processor", {"rename_map": {}}), *passive, device, normalise]
-    unnormalise = ("unnormalizer_processor", {**about, "features": value["output_features"]})
-    for file, steps in ((PREPROCESSOR, before), (POSTPROCESSOR, [unnormalise, device])):
-        _processor(out / file, steps, stats)
-
-
-def _processor(path: Path, steps: Sequence[tuple[str, Mapping[str, Any]]], stats: Mapping[str, torch.Tensor]) -> None:
-    listed = []
-    for index, (name, config) in enumerate(steps):
-        listed.append({"registry_name": name, "config": dict(config)})
-        if name.endswith("normalizer_processor"):
-            file = f"{path.stem}_step_{index}_{name}.safetensors"
-            write_file(path.parent / file, lambda to: save_file(dict(stats), to))
-            listed[-1]["state_file"] = file
-    write_json(path, {"name": path.stem, "steps": listed})
+    write_processors(out, value, stats)
 
 
 def _layout(policy: DiffusionPolicy) -> Layout:

@@ -104,8 +104,8 @@ def read_config(value: Any, source: str) -> dict[str, Any]:
     if not isinstance(value, dict) or value.get("type") != "diffusion":
         found = value.get("type") if isinstance(value, dict) else None
         raise KinoiseError(
-            f"{source}: policy type {found!r}; kinoise imports LeRobot's 'diffusion'. A policy of the plugin "
-            "lerobot_policy_kinoise holds a kinoise checkpoint already; others can't be represented"
+            f"{source}: policy type {found!r}; kinoise imports LeRobot's 'diffusion', and the types of the plugin "
+            "lerobot_policy_kinoise, 'kinoise_...'. Others can't be represented"
         )
     if not isinstance(value.get("input_features"), dict) or not isinstance(value.get("output_features"), dict):
         raise KinoiseError(

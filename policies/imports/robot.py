@@ -8,16 +8,26 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from torch import Tensor
+
+from ...config import UsageError
 from ...spec import Feature, KinoiseError, Spec, SpecMismatch
 from ..base import Policy
 
 
 class Imported(NamedTuple):
-    """A policy in eval mode, the file that its weights are from, and what of the source doesn't show in it, a line each."""
+    """A policy in eval mode, and where it is from.
+
+    Args:
+        weights: the file that its weights are from.
+        notes: what of the source doesn't show in the policy, a line each.
+        average: averaged weights, by the names of its own, where the source has both; they are to plan.
+    """
 
     policy: Policy
     weights: Path
     notes: list[str]
+    average: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Robot:
     """What checkpoints of others don't know about their robot.
 
     Args:
-        rate: control steps per second.
+        rate: control steps per second; None where nobody said so.
         control: what an action means, see `Spec`.
         gripper: indices of the gripper's dimensions in the action.
         like: the spec and the instructions of data or a simulator of this robot, in place of these three.
@@ -33,7 +43,7 @@ class Robot:
         clip: the folder of a CLIP model, for those whose instructions are its vectors.
     """
 
-    rate: float
+    rate: float | None = None
     control: str = "absolute"
     gripper: tuple[int, ...] = ()
     like: tuple[Spec, tuple[str, ...]] | None = None
@@ -54,12 +64,15 @@ class Robot:
     def spec(self, observations: dict[str, Feature], action: int) -> tuple[Spec, tuple[str, ...]]:
         """The spec and the instructions of a policy with these observations, in the order in which its network sees them.
 
-        Raises SpecMismatch for data of another robot.
+        Raises SpecMismatch for data of another robot, UsageError where neither such nor a rate was given.
         """
         control = cast(Any, self.control)  # one of the three: Spec says which
-        found = Spec(observations, Feature((action,)), self.rate, control, self.gripper, language=False)
         if self.like is None:
-            return found, ()
+            if self.rate is None:
+                raise UsageError(
+                    "the checkpoint does not say how often its robot is commanded: give data=, env=, or rate= in steps a second"
+                )
+            return Spec(observations, Feature((action,)), self.rate, control, self.gripper, language=False), ()
         data, texts = self.like
         wrong = [f"{key}: only in the policy" for key in observations if key not in data.observations]
         wrong += [
@@ -67,11 +80,38 @@ class Robot:
             for key, item in observations.items()
             if key in data.observations and data.observations[key].shape != item.shape
         ]
-        if data.action.shape != found.action.shape:
-            wrong.append(f"action: {data.action.shape} there, {found.action.shape} in the policy")
+        if data.action.shape != (action,):
+            wrong.append(f"action: {data.action.shape} there, {(action,)} in the policy")
         if wrong:
             raise SpecMismatch(
                 f"the policy is of another robot than the data or the simulator, which has {sorted(data.observations)}: "
                 f"{'; '.join(wrong)}. Where only names differ give rename=; else its own data, or none"
             )
         return replace(data, observations={key: data.observations[key] for key in observations}), texts
+
+    def adopted(self, spec: Spec) -> Spec:
+        """The spec of a checkpoint that knows its robot, under the robot's names; `like` says names, units and bounds anew.
+
+        Raises UsageError for a rate, control or gripper beside it, SpecMismatch for data of another robot.
+        """
+        keys = self.keys(list(spec.observations))
+        own = replace(spec, observations=dict(zip(keys, spec.observations.values(), strict=True)))
+        if self.like is None:
+            if (self.rate, self.control, self.gripper) != (None, "absolute", ()):
+                raise UsageError(
+                    f"the checkpoint says itself how its robot is commanded ({spec.control}, {spec.rate:g} times a second, "
+                    f"gripper {list(spec.gripper)}): leave out rate=, control= and gripper="
+                )
+            return own
+        data, _ = self.spec(own.observations, own.action_dim)
+        wrong = [
+            f"{name}: {getattr(data, name)} there, {getattr(own, name)} in the policy"
+            for name in ("rate", "gripper")
+            if getattr(data, name) != getattr(own, name)
+        ]
+        if own.language and not data.language:
+            wrong.append("language: none there, and the policy follows instructions")
+        if wrong:
+            raise SpecMismatch(f"the policy is of another robot than the data or the simulator: {'; '.join(wrong)}")
+        # Without an instruction the network has no place for one, whatever the data tell.
+        return replace(data, language=own.language)

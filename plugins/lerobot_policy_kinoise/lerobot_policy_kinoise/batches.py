@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from kinoise.config import UsageError
+from kinoise.policies.imports.plugin_config import Data
 from kinoise.spec import Batch, Feature, KinoiseError, Observation, Plan
 from lerobot.utils.constants import ACTION
 from torch import Tensor
 
-from .data import WHITE, Data
+from .data import WHITE
 
 TASK, PADDED = "task", "action_is_pad"
 

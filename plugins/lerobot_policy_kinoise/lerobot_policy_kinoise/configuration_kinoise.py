@@ -9,6 +9,7 @@ from kinoise.config import UsageError
 from kinoise.policies import POLICIES, PolicyConfig
 from kinoise.policies.diffusion import DiffusionConfig
 from kinoise.policies.discrete_vla import DiscreteVLAConfig
+from kinoise.policies.imports.plugin_config import LEFT_OUT, PREFIX, THEIRS
 from kinoise.policies.mode import ModeConfig
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode
@@ -16,9 +17,8 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import DiffuserSchedulerConfig
 from lerobot.utils.constants import ACTION
 
-from .settings import LEFT_OUT, THEIRS, with_settings
+from .settings import with_settings
 
-PREFIX = "kinoise_"
 OBSERVED = (FeatureType.STATE, FeatureType.ENV, FeatureType.VISUAL)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from kinoise.data import Reading, open_store
 from kinoise.data.lerobot.layout import read_info
 from kinoise.data.lerobot.sources import sources
 from kinoise.data.stats import statistics
+from kinoise.policies.imports.plugin_config import Data
 from kinoise.spec import KinoiseError, Spec, Stats
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.utils.constants import ACTION
@@ -20,43 +21,6 @@ from .configuration_kinoise import KinoiseConfig
 NUMBERS = ("mean", "std", "min", "max", "q01", "q99")
 WHITE = 255.0
 """LeRobot's images, and their statistics, reach from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Part of a policy's config.
-
-    Args:
-        spec: what is observed and commanded; images as the policy sees them.
-        stats: of each observation and of the action, physical units, images in [0, 255].
-        texts: the tasks; empty without language.
-        names: kinoise's key of each observation -> LeRobot's name, in the spec's order.
-    """
-
-    spec: Spec
-    stats: dict[str, Stats]
-    texts: tuple[str, ...]
-    names: dict[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "spec": self.spec.to_json(),
-            "stats": {key: asdict(item) for key, item in self.stats.items()},
-            "texts": list(self.texts),
-            "names": dict(self.names),
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Data:
-        """Raises KinoiseError for what `to_json` did not write."""
-        try:
-            stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
-            names = {str(key): str(name) for key, name in value["names"].items()}
-            return cls(Spec.from_json(value["spec"]), stats, tuple(map(str, value["texts"])), names)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise KinoiseError(
-                f"config.json: 'data' is damaged ({error!r}). Take another checkpoint, or train again."
-            ) from error
 
 
 def learnt_from(config: KinoiseConfig, meta: LeRobotDatasetMetadata) -> Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import deque
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from kinoise.config import UsageError
 from kinoise.policies import Policy, build_policy
+from kinoise.policies.imports.plugin_config import Data
 from kinoise.spec import KinoiseError, Plan
 from kinoise.train.optimizer import decayed, trained
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
@@ -22,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batches import frame, left_over, observation, timed, training_batch
 from .configuration_kinoise import KinoiseConfig, KinoiseDiffusionConfig, KinoiseDiscreteVlaConfig, KinoiseModeConfig
-from .data import Data, learnt_from
+from .data import learnt_from
 
 Own = TypeVar("Own", bound="KinoisePolicy")
 
@@ -66,6 +68,7 @@ class KinoisePolicy(PreTrainedPolicy):
         self.policy: Policy = build_policy(config.settings(), self.data.spec, self.data.stats, self.data.texts, seed)
         self.average = _twin(self.policy) if config.ema else None
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._warned = False
         self.reset()
 
     def _check_action(self) -> None:
@@ -155,13 +158,14 @@ class KinoisePolicy(PreTrainedPolicy):
         Args:
             batch: observations `[batch, n_obs_steps, ...]`; without the time axis where that is 1. See `observe`.
             inference_delay: control steps that pass before the chunk takes over. As many of the left-over's first actions are
-                carried out meanwhile: they come back as they are, and the rest continues them (`decode.prefix`).
+                carried out meanwhile: they come back as they are, and the rest continues them (`decode.prefix`). Of a longer
+                delay than actions are left, or than leaves one to plan, so many count, as in LeRobot's own.
             prev_chunk_left_over: what the queue holds of the chunk before, `[steps, action]` or `[batch, steps, action]`, from
                 now on. With `decode.warm` below 1 decoding starts from it.
 
         Raises:
-            UsageError: a delay that is negative or as long as a chunk, a left-over of another shape, an argument that other
-                policies have (`noise`, `execution_horizon`).
+            UsageError: a delay that is negative, a left-over of another shape, an argument that other policies have (`noise`,
+                `execution_horizon`).
             KinoiseError: a batch that lacks something; a left-over with NaN.
         """
         unknown = sorted(name for name, value in others.items() if value is not None)
@@ -171,14 +175,29 @@ class KinoisePolicy(PreTrainedPolicy):
                 "torch's generator (torch.manual_seed), and how far a chunk binds the next is set by decode.prefix and pull"
             )
         delay = inference_delay or 0
-        if delay < 0 or delay >= self.config.chunk_size:
-            raise UsageError(f"inference_delay={delay}: expected from 0 to {self.config.chunk_size - 1}, below chunk_size")
+        if delay < 0:
+            raise UsageError(f"inference_delay={delay}: expected at least 0, the control steps that planning takes")
         batch = dict(timed(batch, self.data, self.config.n_obs_steps))
         rows = len(next(iter(frame(batch, self.data).values())))
         with torch.inference_mode(False):  # where a copy made in inference mode could take no part in gradients
             previous = left_over(prev_chunk_left_over, rows, self.data)
-        prefix = 0 if previous is None else min(delay, previous.actions.shape[1])
+        prefix = 0 if previous is None else self._carried_out(delay, previous.actions.shape[1])
         return self._planned(batch, previous, prefix=prefix).actions.to(self.config.device)
+
+    def _carried_out(self, delay: int, left: int) -> int:
+        """How many of `left` actions begin a chunk that takes over in `delay` steps; warns once where fewer than the delay."""
+        found = min(delay, left, self.config.chunk_size - 1)
+        if found < delay and not self._warned:  # one slow plan may make a loop ask so from then on
+            self._warned = True
+            logging.warning(
+                "inference_delay=%d: %d actions are left, chunks have %d: %d of them begin the chunk. Where planning takes "
+                "that long, the robot runs out of actions: take fewer decode.steps or a longer chunk_size",
+                delay,
+                left,
+                self.config.chunk_size,
+                found,
+            )
+        return found
 
     def select_action(self, batch: dict[str, Any], **others: Any) -> Tensor:
         """The next action, `[batch, action]`: of the plan in hand, or of a new one after `n_action_steps` of them.

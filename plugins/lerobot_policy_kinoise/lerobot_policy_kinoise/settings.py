@@ -9,11 +9,7 @@ from functools import partial
 from typing import Any, TypeVar, get_type_hints
 
 from kinoise.policies import PolicyConfig
-
-THEIRS = {"history": "n_obs_steps", "chunk": "chunk_size", "execute": "n_action_steps"}
-"""What LeRobot's policies call a setting of kinoise's."""
-LEFT_OUT = ("name", "observations")
-"""LeRobot has the policy's type for the first, and for the second names of its own."""
+from kinoise.policies.imports.plugin_config import LEFT_OUT, THEIRS
 
 Config = TypeVar("Config")
 

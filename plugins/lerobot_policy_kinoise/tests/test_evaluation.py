@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
+from kinoise.cli import main as kinoise
 from kinoise.config import UsageError
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
@@ -86,6 +87,14 @@ def test_lerobots_evaluation_runs_a_checkpoint(trained, tmp_path, monkeypatch):
     info = evaluate(monkeypatch, trained("kinoise_diffusion"), tmp_path / "out")
     assert info["overall"]["pc_success"] == 100.0
     assert info["overall"]["n_episodes"] == 3
+
+
+def test_lerobots_evaluation_runs_what_kinoise_exported(trained, tmp_path, monkeypatch):
+    run, out = tmp_path / "run", tmp_path / "exported"
+    assert kinoise(["import-lerobot", str(trained("kinoise_diffusion")), f"out={run}"]) == 0
+    assert kinoise(["export-lerobot", str(run), f"out={out}", "plugin=true"]) == 0
+    info = evaluate(monkeypatch, out, tmp_path / "out")
+    assert info["overall"]["pc_success"] == 100.0
 
 
 def test_decoding_is_changed_on_the_command_line(trained, tmp_path, monkeypatch):

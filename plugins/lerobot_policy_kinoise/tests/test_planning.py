@@ -170,11 +170,24 @@ def test_an_image_comes_back_as_the_bytes_that_were_recorded(fresh, monkeypatch)
     assert all(torch.equal(call["obs"].values["image.top"][:, 0], recorded) for call in spy.calls)
 
 
+@pytest.mark.parametrize("steps", [2, 8], ids=["little left", "all left"])
+def test_a_delay_beyond_what_is_left_counts_as_much_as_there_is(steps, fresh, caplog):
+    """A loop that plans for the longest delay it has seen goes on after one slow plan, as with LeRobot's own policies."""
+    policy = fresh(chunk_size=8, n_action_steps=4)
+    left, most = policy.predict_action_chunk(seen(0))[:, :steps], min(steps, 7)
+    assert policy.predict_action_chunk(seen(1), inference_delay=50).isfinite().all()  # nothing is left: nothing to say
+    assert "inference_delay" not in caplog.text
+    for delay in (50, 8, 9):
+        chunk = policy.predict_action_chunk(seen(1), inference_delay=delay, prev_chunk_left_over=left)
+        torch.testing.assert_close(chunk[:, :most], left[:, :most], rtol=0, atol=0)
+    assert caplog.text.count("the robot runs out of actions") == 1
+    assert f"inference_delay=50: {steps} actions are left, chunks have 8: {most} of them" in caplog.text
+
+
 REFUSED = {
     "noise": (UsageError, "noise", {}, {"noise": torch.zeros(1)}),
     "horizon": (UsageError, "execution_horizon", {}, {"execution_horizon": 10}),
     "negative delay": (UsageError, "inference_delay=-1", {}, {"inference_delay": -1}),
-    "delay of a chunk": (UsageError, "below chunk_size", {}, {"inference_delay": 6}),
     "rows": (UsageError, "prev_chunk_left_over", {}, {"prev_chunk_left_over": torch.zeros(3, 4, 2)}),
     "one row for two": (UsageError, "prev_chunk_left_over", {}, {"prev_chunk_left_over": torch.zeros(4, 2)}),
     "NaN": (KinoiseError, "NaN", {}, {"prev_chunk_left_over": torch.full((2, 4, 2), float("nan"))}),

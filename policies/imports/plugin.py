@@ -1,0 +1,139 @@
+"""Checkpoints of the plugin lerobot_policy_kinoise, which are LeRobot's folders with a policy of ours in them, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...files import write_file, write_json
+from ...spec import Feature, KinoiseError
+from .. import POLICIES, build_policy
+from ..base import Policy
+from ..checkpoint import no_larger, policy_config, pretrained
+from ..diffusion import DiffusionConfig
+from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
+from .lerobot_processors import write_processors
+from .plugin_config import AVERAGED, LEFT_OUT, PREFIX, THEIRS, TRAINED, UPDATES, Data
+from .robot import Imported, Robot
+from .tensors import Tensors, read_safetensors
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+KINDS = ("STATE", "ENV", "VISUAL", "ACTION")
+"""LeRobot's kinds of features, of which none is normalised outside a policy of ours."""
+
+
+def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Imported:
+    """A policy out of `folder`, whose config.json is `value`, of a type that begins with PREFIX.
+
+    Raises:
+        KinoiseError: settings that kinoise hasn't, a file that is missing or damaged, tensors that don't fit (listed).
+        UsageError, SpecMismatch: a robot that isn't the checkpoint's.
+    """
+    path, weights = folder / CONFIG, folder / WEIGHTS
+    data = Data.from_json(value.get("data"), str(path))
+    spec = robot.adopted(data.spec)
+    keys = dict(zip(data.spec.observations, spec.observations, strict=True))
+    config = policy_config(_settings(value), {}, path)
+    config.observations = list(spec.observations)
+    if isinstance(config, DiffusionConfig):
+        config.vector = replace(config.vector, states={keys.get(key, key): item for key, item in config.vector.states.items()})
+    stats = {keys.get(key, key): item for key, item in data.stats.items()}
+    with no_larger(weights, path, unbounded=pretrained(config)):
+        policy = build_policy(config, spec, stats, data.texts)
+    policy.recorded = data.recorded
+    tensors, expected = Tensors(read_safetensors(weights), weights), policy.state_dict(keep_vars=True)
+    parts = (TRAINED, AVERAGED) if value.get("ema", True) else (TRAINED,)
+    found = {part: {key: tensors.get(f"{part}.{key}", item) for key, item in expected.items()} for part in parts}
+    tensors.finish((UPDATES,))
+    policy.load_state_dict(found[TRAINED])
+    return Imported(policy.eval(), weights, [], found.get(AVERAGED, {}))
+
+
+def export_plugin(
+    policy: Policy,
+    out: Path,
+    *,
+    trained: Mapping[str, Tensor] | None = None,
+    updates: int = 0,
+    rename: Mapping[str, str] | None = None,
+) -> None:
+    """Writes the files of LeRobot's `pretrained_model` (0.4) into `out`, of the plugin's type for this policy.
+
+    Args:
+        trained: the weights that training goes on from, where those of `policy`, which plans, are their average.
+        updates: how many made them: the average moves the less the more there were.
+        rename: what LeRobot's robot calls observations, by ours: `image.corner4: image` is `observation.image` there.
+
+    Raises:
+        KinoiseError: names that LeRobot can't have, or of observations that aren't there; `trained` of another policy; several
+            robots' numbers, of which none was chosen.
+    """
+    if policy.frames and policy.frame is None:
+        raise KinoiseError(
+            f"the policy learnt from several robots, each in its own numbers: {', '.join(policy.frames)}. LeRobot's checkpoint "
+            "holds one: say which with frame="
+        )
+    names = _names(policy.spec.observations, rename or {})
+    value = _config(policy, names, averaged=trained is not None)
+    # Contiguous on the CPU, as safetensors takes them.
+    own = {key: item.detach().cpu().contiguous() for key, item in policy.state_dict().items()}
+    weights = {UPDATES: torch.tensor(updates)}
+    if trained is None:
+        weights |= {f"{TRAINED}.{key}": item for key, item in own.items()}
+    else:
+        tensors = Tensors(trained, Path("the weights as trained"))
+        # A copy, since safetensors refuses what the two have in common.
+        weights |= {f"{TRAINED}.{key}": tensors.get(key, item).cpu().clone() for key, item in own.items()}
+        tensors.finish()
+        weights |= {f"{AVERAGED}.{key}": item for key, item in own.items()}
+    write_json(out / CONFIG, value)
+    write_file(out / WEIGHTS, lambda path: save_file(weights, path))
+    write_processors(out, value, {})
+
+
+def _settings(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a policy of ours, out of the plugin's config.json; those that it lacks have their defaults."""
+    name = value["type"].removeprefix(PREFIX)
+    known = [item.name for item in fields(POLICIES[name].config)] if name in POLICIES else []
+    theirs = {ours: THEIRS.get(ours, ours) for ours in known if ours not in LEFT_OUT}
+    return {"name": name, **{ours: value[name] for ours, name in theirs.items() if name in value}}
+
+
+def _names(observations: Mapping[str, Feature], rename: Mapping[str, str]) -> dict[str, str]:
+    """LeRobot's name of each observation."""
+    keys = Robot(rename=rename).keys(list(observations))
+    names = {key: their_name(our_key(new), item) for new, (key, item) in zip(keys, observations.items(), strict=True)}
+    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    odd = sorted(name for name in names.values() if "/" in name)
+    if twice or odd:
+        wrong = f"would call several observations {twice[0]}" if twice else f"has no names with '/', such as {odd[0]}"
+        raise KinoiseError(f"LeRobot {wrong}: give others with rename=, as in rename={{{next(iter(names))}: state}}")
+    return names
+
+
+def _config(policy: Policy, names: Mapping[str, str], averaged: bool) -> dict[str, Any]:
+    spec, inputs = policy.spec, {}
+    for key, name in names.items():
+        item = spec.observations[key]
+        kind = "VISUAL" if item.kind == "image" else "ENV" if name == ENVIRONMENT else "STATE"
+        inputs[name] = {"type": kind, "shape": [3, *item.shape[:2]] if kind == "VISUAL" else list(item.shape)}
+    data = Data(spec, dict(policy.stats), policy.texts, dict(names), dict(policy.recorded))
+    settings = {key: item for key, item in asdict(policy.config).items() if key not in LEFT_OUT}
+    return {
+        "type": PREFIX + policy.config.name,
+        "input_features": inputs,
+        "output_features": {ACTION: {"type": "ACTION", "shape": list(spec.action.shape)}},
+        "device": "cpu",
+        "observations": list(names.values()),
+        "language": spec.language,
+        "normalization_mapping": dict.fromkeys(KINDS, "IDENTITY"),
+        "ema": averaged,
+        "data": data.to_json(),
+        **{THEIRS.get(key, key): item for key, item in settings.items()},
+    }
