@@ -95,6 +95,10 @@ class Spec:
         """This spec with only the observations in `keys`; those it lacks are left for `differences` to name."""
         return replace(self, observations={key: item for key, item in self.observations.items() if key in keys})
 
+    def shown_to(self, policy: Spec) -> Spec:
+        """What of this a policy with that spec is shown: its observations, and no instruction where it takes none."""
+        return replace(self.select(policy.observations), language=self.language and policy.language)
+
     def differences(self, other: Spec, names: tuple[str, str] = ("expected", "found")) -> list[str]:
         """Every point at which `other` differs, a line each; empty when a policy for one runs on the other."""
         a, b = names

@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(settings: Settings, plans: Planning, robot: SimRobot, out: Path) -> tuple[dict[str, Any], Record]:
     """Runs the loop; returns what `control.json` holds, and the record that it is made from."""
     served = plans.served
-    served.spec.require(robot.spec.select(served.spec.observations), ("policy", "environment"))
+    served.spec.require(robot.spec.shown_to(served.spec), ("policy", "environment"))
     execute = served.execute if settings.execute is None else settings.execute
     check_execute(execute, served.chunk)
     if settings.servo > 1 and robot.spec.control != "absolute":

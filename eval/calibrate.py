@@ -130,7 +130,7 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
     """
     execute = policy.config.execute if settings.execute is None else settings.execute
     check_execute(execute, policy.config.chunk)
-    policy.spec.require(store.spec.select(policy.spec.observations), ("policy", "data"))
+    policy.spec.require(store.spec.shown_to(policy.spec), ("policy", "data"))
     scale = torch.tensor(
         [
             2 / (high - low) if high > low else 0.0

@@ -272,7 +272,7 @@ def _fitting(pool: Workers, make: Make, task: str, spec: Spec, render: bool) -> 
         with closing(make(task)) as env:
             differences = spec.select(states).differences(env.spec.select(states), names)
         raise KinoiseError("; ".join([str(error), *differences])) from error
-    spec.require(found.spec.select(spec.observations), names)
+    spec.require(found.spec.shown_to(spec), names)
     return found
 
 

@@ -98,7 +98,7 @@ def features(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[F
 
     Raises KinoiseError for data that don't fit the policy, or a budget that isn't below the evaluations of a plan.
     """
-    policy.spec.require(store.spec.select(policy.spec.observations), ("policy", "data"))
+    policy.spec.require(store.spec.shown_to(policy.spec), ("policy", "data"))
     windows = Windows(store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
     rng = np.random.default_rng(settings.seed)
     count = min(2 * settings.windows, len(windows))

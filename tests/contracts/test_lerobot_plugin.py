@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kinoise import envs
 from kinoise.cli import main
 from kinoise.config import UsageError
+from kinoise.eval.evaluate import evaluate
 from kinoise.files import link
+from kinoise.policies import build_policy
 from kinoise.policies.base import Policy
 from kinoise.policies.checkpoint import load_policy, save_policy
+from kinoise.policies.core.network import NetworkConfig
+from kinoise.policies.decode import DecodeConfig
+from kinoise.policies.diffusion import DiffusionConfig
 from kinoise.policies.example import example
 from kinoise.policies.imports import Robot, import_policy
 from kinoise.policies.imports.plugin import export_plugin
-from kinoise.spec import Feature, KinoiseError, Spec, SpecMismatch
+from kinoise.spec import Feature, KinoiseError, Spec, SpecMismatch, Stats
 from safetensors.torch import load_file, save_file
 from small_policies import SPEC, TEXTS, small
 
@@ -32,6 +39,10 @@ POLICIES = {
     "ddim": {"vector": {"states": {"state": "meanstd"}}},
 }
 RENAME = "rename={state: proprio, image.front: image}"
+
+
+def stats(size: int) -> Stats:
+    return Stats((0.0,) * size, (1.0,) * size, (-1.0,) * size, (1.0,) * size, (-1.0,) * size, (1.0,) * size, 10)
 
 
 def random(name: str, **over: object) -> Policy:
@@ -129,6 +140,24 @@ def test_the_robots_data_say_names_units_and_bounds(tmp_path: Path) -> None:
             import_policy("lerobot", tmp_path, replace(robot, like=(other, ())))
     with pytest.raises(UsageError, match=r"says itself how its robot is commanded \(delta, 20 times a second, gripper \[\]\)"):
         import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def test_without_language_it_plays_where_instructions_are_given(tmp_path: Path) -> None:
+    """As `lerobot-train --policy.language=false` leaves it: under LeRobot's names, and with nothing of the simulator's."""
+    pytest.importorskip("gym_pusht")
+    with closing(envs.make("pusht")) as env:
+        told = env.spec
+    sizes = {"state": told.observations["agent"].shape, "environment_state": told.observations["keypoints"].shape}
+    spec = Spec({key: Feature(shape) for key, shape in sizes.items()}, Feature((2,)), told.rate, "absolute", language=False)
+    known = {key: stats(item.shape[0]) for key, item in (*spec.observations.items(), ("action", spec.action))}
+    config = DiffusionConfig(network=NetworkConfig(width=16, depth=1, heads=2), decode=DecodeConfig(steps=1))
+    export_plugin(build_policy(config, spec, known, ()).eval(), tmp_path / "it")
+    words = ["env=pusht", "rename={state: agent, environment_state: keypoints}"]
+    assert main(["import-lerobot", str(tmp_path / "it"), f"out={tmp_path / 'run'}", *words]) == 0
+    found = load_policy(tmp_path / "run", device="cpu")
+    assert told.language
+    assert found.spec == replace(told.select(["agent", "keypoints"]), language=False)
+    assert evaluate(found, "pusht", episodes=1, horizon=8)["success"]["n"] == 1
 
 
 def several_robots() -> Policy:
