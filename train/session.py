@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,14 +92,12 @@ class Session:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Trackers and bar, which `update` needs, for the block."""
-        if self._leads:
-            self._trackers = open_trackers(self.config, self.run, self.trainer.step, as_json(self.settings))
-        try:
-            with self._display:
-                yield
-        finally:
-            for tracker in self._trackers:
-                tracker.close()
+        with ExitStack() as stack:
+            if self._leads:
+                opened = open_trackers(self.config, self.run, self.trainer.step, as_json(self.settings))
+                self._trackers = stack.enter_context(opened)
+            stack.enter_context(self._display)
+            yield
 
     def update(self) -> None:
         """One update and whatever is due after it. Raises as `train` does."""

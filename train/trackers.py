@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -24,7 +24,9 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None:
+        """`failed`: an error ends the run, for those that can tell."""
+        ...
 
 
 class JsonLines:
@@ -40,8 +42,9 @@ class JsonLines:
             self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
+    def close(self, failed: bool = False) -> None:
+        with disk_errors(self._path):
+            self._file.close()
 
 
 def _until(path: Path, step: int) -> list[str]:
@@ -64,10 +67,11 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self._directory = directory
-        # The writer's thread hands its error to the caller, and then raises it once more, for nobody.
-        self._excepthook, threading.excepthook = threading.excepthook, self._thread_failed
-        with disk_errors(directory):
-            self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+        with ExitStack() as stack:
+            stack.enter_context(_said_once())
+            with disk_errors(directory):
+                self._writer = SummaryWriter(str(directory), purge_step=step + 1)
+            self._opened = stack.pop_all()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         with disk_errors(self._directory):
@@ -75,14 +79,30 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
-    def close(self) -> None:
-        with disk_errors(self._directory):
+    def close(self, failed: bool = False) -> None:
+        with self._opened, disk_errors(self._directory):
             self._writer.close()
-        threading.excepthook = self._excepthook
 
-    def _thread_failed(self, error: threading.ExceptHookArgs) -> None:
-        if not type(error.thread).__module__.startswith("tensorboard."):
-            self._excepthook(error)
+
+@contextmanager
+def _said_once() -> Iterator[None]:
+    """TensorBoard's thread hands its error to who writes, and then raises it once more, for nobody: that one is not shown."""
+
+    def is_its(thread: threading.Thread | None) -> bool:
+        return type(thread).__module__.startswith("tensorboard.")
+
+    def hook(error: threading.ExceptHookArgs) -> None:
+        if not is_its(error.thread):
+            before(error)
+
+    before, threading.excepthook = threading.excepthook, hook
+    try:
+        yield
+    finally:
+        for thread in threading.enumerate():
+            if is_its(thread) and getattr(thread, "exception", None) is not None:  # it is about to raise
+                thread.join()
+        threading.excepthook = before
 
 
 class Wandb:
@@ -102,8 +122,8 @@ class Wandb:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
 
 
 class Trackio:
@@ -133,7 +153,7 @@ class Trackio:
             self._state["known"].update(dict.fromkeys(new, step))
             write_json(self._path, self._state)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._run.finish()
 
 
@@ -156,16 +176,33 @@ def imported(name: str) -> Any:
         raise UsageError(f"train.{name} needs {name}: {remedy}") from error
 
 
-def open_trackers(config: TrainConfig, run: RunDirectory, step: int, settings: Mapping[str, Any]) -> list[Tracker]:
-    """metrics.jsonl, then all that `config` asks for, with what was logged after update `step` taken back."""
+@contextmanager
+def open_trackers(config: TrainConfig, run: RunDirectory, step: int, settings: Mapping[str, Any]) -> Iterator[list[Tracker]]:
+    """metrics.jsonl, then all that `config` asks for, with what was logged after update `step` taken back, for the block.
+
+    Whatever fails, each that was opened is closed; the first error is the one that is raised.
+    """
     for name in ("wandb", "trackio"):
         if getattr(config, name) is not None:
             imported(name)  # before anything is written
-    trackers: list[Tracker] = [JsonLines(run.metrics, step)]
-    if config.tensorboard:
-        trackers.append(TensorBoard(run.tensorboard, step))
-    if config.wandb is not None:
-        trackers.append(Wandb(run.path, config.wandb, settings))
-    if config.trackio is not None:
-        trackers.append(Trackio(run.path, config.trackio, settings))
-    return trackers
+    with ExitStack() as stack:
+        trackers: list[Tracker] = [stack.enter_context(_closing(JsonLines(run.metrics, step)))]
+        if config.tensorboard:
+            trackers.append(stack.enter_context(_closing(TensorBoard(run.tensorboard, step))))
+        if config.wandb is not None:
+            trackers.append(stack.enter_context(_closing(Wandb(run.path, config.wandb, settings))))
+        if config.trackio is not None:
+            trackers.append(stack.enter_context(_closing(Trackio(run.path, config.trackio, settings))))
+        yield trackers
+
+
+@contextmanager
+def _closing(tracker: Tracker) -> Iterator[Tracker]:
+    """Closes it after the block. What goes wrong then hides no error of the block: a full disk fails both."""
+    try:
+        yield tracker
+    except BaseException:
+        with suppress(Exception):
+            tracker.close(failed=True)
+        raise
+    tracker.close()

@@ -16,17 +16,87 @@ from kinoise.train import trackers
 from short_runs import train
 
 
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_full_disk_under_tensorboard_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[object] = []
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     monkeypatch.setattr(threading, "excepthook", said.append)
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
     with pytest.raises(KinoiseError, match="disk is full"):
         trackers.TensorBoard(tmp_path, 0)
     assert not said
+
+
+def test_a_tensorboard_that_does_not_open_leaves_other_threads_errors_as_they_were(tmp_path: Path) -> None:
+    before = threading.excepthook
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(KinoiseError):
+        trackers.TensorBoard(tmp_path / "tensorboard", 0)
+    assert threading.excepthook is before
+
+
+class Faked:
+    """Stands for wandb and trackio at once; does what it is told to and notes how it was ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **failing: Exception) -> None:
+        self.ended: list[tuple[str, int | None]] = []
+        for name in ("wandb", "trackio"):
+            monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=self._init(name, failing.get(name))))
+        self.log_error: Exception | None = None
+
+    def _init(self, name: str, error: Exception | None) -> Any:
+        def finish(exit_code: int | None = None) -> None:
+            self.ended.append((name, exit_code))
+
+        def log(*_: Any, **__: Any) -> None:
+            if self.log_error is not None:
+                raise self.log_error
+
+        def init(**_: Any) -> SimpleNamespace:
+            if error is not None:
+                raise error
+            return SimpleNamespace(log=log, finish=finish)
+
+        return init
+
+
+ALL = ("train.tensorboard=true", "train.wandb=project", "train.trackio=project")
+
+
+def test_one_that_can_not_be_closed_keeps_none_of_the_others_open(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, before = Faked(monkeypatch), threading.excepthook
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    closed: list[bool] = []
+    monkeypatch.setattr(trackers.JsonLines, "close", lambda self, failed=False: closed.append(failed))
+    with pytest.raises(KinoiseError, match=r"disk is full.*tensorboard"):
+        train(data, tmp_path / "run", *ALL)
+    assert fake.ended == [("trackio", None), ("wandb", 0)]
+    assert closed == [True]
+    assert threading.excepthook is before
+
+
+def test_an_error_while_closing_hides_not_what_ended_the_run_and_wandb_is_told_of_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Faked(monkeypatch)
+    fake.log_error = KinoiseError("the loss is nan")
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    with pytest.raises(KinoiseError, match="the loss is nan"):
+        train(data, tmp_path / "run", *ALL)
+    assert fake.ended == [("trackio", None), ("wandb", 1)]
+
+
+def test_those_before_one_that_does_not_open_are_closed(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, before = Faked(monkeypatch, trackio=ValueError("no space of that name")), threading.excepthook
+    with pytest.raises(KinoiseError, match="no space of that name"):
+        train(data, tmp_path / "run", *ALL)
+    assert fake.ended == [("wandb", 1)]
+    assert threading.excepthook is before
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_forgets_what_a_resumed_run_repeats(data: Path, tmp_path: Path) -> None:
@@ -58,7 +128,7 @@ def test_wandb_gets_the_same_run_after_a_resume(data: Path, tmp_path: Path, monk
 
     def init(**arguments: Any) -> SimpleNamespace:
         started.append(arguments)
-        return SimpleNamespace(log=lambda values, step: logged.append((step, values["loss"])), finish=lambda: None)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values["loss"])), finish=lambda **_: None)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     assert train(data, tmp_path / "run", "train.wandb=project") == 0
@@ -86,7 +156,7 @@ def test_trackio_gets_the_same_run_after_a_resume_and_nothing_twice(
 
     def init(**arguments: Any) -> SimpleNamespace:
         started.append(arguments)
-        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: None)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda **_: None)
 
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
     out = tmp_path / "run"
