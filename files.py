@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,11 @@ from .spec import KinoiseError
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
 """What taking values out of JSON raises that isn't as it should be: infinite sizes, endless nesting, odd dtypes."""
+
+PATIENCE = "KINOISE_PATIENCE_S"
+"""Environment variable: seconds to wait for a directory that another process has claimed. Launchers set it: what they begin
+again would else fail because of its dying predecessor, which still saves."""
+PAUSE_S = 0.1
 
 
 @contextmanager
@@ -166,23 +172,56 @@ def claimed(path: Path, doing: str, waiting: Callable[[], None] | None = None) -
 
     Args:
         doing: what the other one does there, for the error: "trains".
-        waiting: called once when another process has it, which is waited for then; None raises.
+        waiting: called once when another process has it, which is waited for then; None waits as long as PATIENCE says, and
+            makes the directory anew if the other process took it back.
 
     Raises KinoiseError when another process has it, and it is not waited for.
     """
+    with ExitStack() as stack:
+        if waiting is None:
+            descriptor = stack.enter_context(_awaited(path, doing))
+        else:
+            descriptor = stack.enter_context(_opened(path))
+            if not _lock(descriptor):
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+
+
+@contextmanager
+def _awaited(path: Path, doing: str) -> Iterator[int]:
+    """The claimed directory's descriptor."""
+    until = time.monotonic() + float(os.environ.get(PATIENCE, "0"))
+    with ExitStack() as stack:
+        while True:
+            descriptor = stack.enter_context(_opened(path))
+            while not _lock(descriptor):
+                if time.monotonic() >= until:
+                    raise KinoiseError(f"{path}: another process {doing} there. Wait for it, or choose another out=.")
+                time.sleep(PAUSE_S)
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+                break
+            with disk_errors(path):
+                path.mkdir(parents=True, exist_ok=True)
+        yield descriptor
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if waiting is None:
-                message = f"{path}: another process {doing} there. Wait for it, or choose another out=."
-                raise KinoiseError(message) from error
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether no other process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def link(path: Path, target: str) -> None:

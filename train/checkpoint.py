@@ -79,8 +79,10 @@ class RunDirectory:
         with disk_errors(self.path):
             if existed:
                 self._require_usable(resume)
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
         with claimed(self.path, "trains"):
+            with disk_errors(self.path):  # not before: who had the run may have taken it back
+                self.checkpoints.mkdir(exist_ok=True)
             self._tidy()
             try:
                 yield

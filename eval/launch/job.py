@@ -15,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from ...files import PATIENCE
 from ...spec import KinoiseError
 
 TRIES = 3
 """A job whose process died so often is given up: an accident doesn't come back, a bug does."""
 PAUSE_S, TICK_S = 0.2, 2.0
+SAVING_S = 300
+"""Seconds in which a process whose carrier died, which tells it to end, has saved: its successor waits for its folder."""
 KILLED = -signal.SIGKILL
 FORWARDED = ("PYTHONPATH", "MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "HF_HOME")
 """What of this process's environment decides results or what can be imported, and so goes along to other machines."""
@@ -124,7 +127,7 @@ def process(job: Job) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command,
             cwd=job.folder,
-            env={**os.environ, **job.environment},
+            env={**os.environ, PATIENCE: str(SAVING_S), **job.environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

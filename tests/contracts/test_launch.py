@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from kinoise.eval.parts import begun, check, parts
 from kinoise.eval.protocol import Shard
 from kinoise.eval.settings import Settings
 from kinoise.spec import KinoiseError
+from kinoise.train.checkpoint import RunDirectory
+from short_runs import QUIET, SHORT, TINY, write_data
 
 
 def job(folder: Path, *argv: str, again: tuple[str, ...] = ("--version",)) -> Job:
@@ -121,6 +125,34 @@ def test_a_job_dies_with_the_process_that_carries_it_out(tmp_path: Path):
     parent.kill()
     parent.wait()
     until(lambda: not Path(f"/proc/{child}").exists() or "State:\tZ" in Path(f"/proc/{child}/status").read_text())
+
+
+def test_a_job_waits_for_the_folder_that_a_dying_one_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a killed worker leaves saves what it has when it is told to end; its successor is there at once."""
+    data, out = write_data(tmp_path / "data"), tmp_path / "RUN"
+    train = ("train", *TINY, *SHORT, *QUIET, "train.steps=1", f"data={data}", f"out={out}")
+    launcher = Deadly(1)
+
+    def waits() -> bool:
+        return len(launcher.started) == 2 and out in opened(launcher.started[1].process.pid)
+
+    dying = ExitStack()
+    dying.enter_context(RunDirectory(out, keep=1).claimed(resume=False))
+    with ThreadPoolExecutor() as pool, launcher, dying:
+        result = pool.submit(lambda: list(run(launcher, [job(tmp_path, *train, again=(*train, "resume=true"))])))
+        until(lambda: result.done() or waits())
+        dying.close()  # nothing was saved, so its folder vanishes
+        (done,) = result.result()
+    assert (done.ended.code, done.tries) == (0, 2), done.ended.said
+    assert (out / "checkpoints" / "last").exists()
+
+
+def opened(process: int) -> list[Path]:
+    found = []
+    for item in Path(f"/proc/{process}/fd").glob("*"):
+        with suppress(OSError):  # closed, or the process has ended
+            found.append(item.readlink())
+    return found
 
 
 def jobs(parent: int) -> list[str]:
