@@ -64,6 +64,8 @@ class StubNode:
         self.quality: dict[str, Quality] = {}
         self.services: dict[str, Callable[[Any, Any], Any]] = {}
         self.log: list[str] = []
+        self.waited: list[tuple[str, float]] = []
+        self.deaf: set[str] = set()
 
     def get_parameters_by_prefix(self, prefix: str) -> dict[str, Any]:
         assert prefix == ""
@@ -73,7 +75,7 @@ class StubNode:
         return SimpleNamespace(now=lambda: SimpleNamespace(nanoseconds=self.now))
 
     def get_logger(self) -> Any:
-        return SimpleNamespace(info=self.log.append, fatal=self.log.append)
+        return SimpleNamespace(info=self.log.append, warning=self.log.append, fatal=self.log.append)
 
     def create_subscription(self, kind: type, topic: str, callback: Callable[[Any], None], quality: Quality) -> None:
         self.heard.setdefault(topic, []).append((kind, callback, quality))
@@ -86,7 +88,12 @@ class StubNode:
             assert self.alive, "published after the node was destroyed"
             self.said[topic].append(message)
 
-        return SimpleNamespace(publish=publish)
+        def wait_for_all_acked(timeout: Any) -> bool:
+            assert self.alive, "waited for after the node was destroyed"
+            self.waited.append((topic, timeout.seconds))
+            return topic not in self.deaf
+
+        return SimpleNamespace(publish=publish, wait_for_all_acked=wait_for_all_acked)
 
     def create_service(self, kind: type, name: str, callback: Callable[[Any, Any], Any]) -> None:
         self.services[name] = callback

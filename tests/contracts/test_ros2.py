@@ -134,6 +134,16 @@ def test_steps_come_to_rest_as_none(ros: SimpleNamespace) -> None:
     assert [message.data for message in node.said["/hand"]] == [[-0.5], [-0.5]]
 
 
+def test_a_middleware_that_can_not_tell_what_arrived_is_no_error(ros: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(_: object) -> bool:
+        raise RuntimeError("wait_for_all_acked: unsupported")
+
+    _, own = robot(ros)
+    assert own.settle() == []
+    own._outputs[0]._topic.wait_for_all_acked = unsupported
+    assert own.settle() == []
+
+
 def test_topics_have_the_quality_of_service_that_the_page_says(ros: SimpleNamespace) -> None:
     node, _ = robot(ros)
     quality = [*node.quality.items(), *((topic, item[2]) for topic, items in node.heard.items() for item in items)]
@@ -176,6 +186,8 @@ def test_a_trajectory_of_steps_is_refused(ros: SimpleNamespace) -> None:
         ("/wrist", picture(height=8), "8 x 6 pixels, the policy was trained on 4 x 6: .*ResizeNode"),
         ("/wrist", picture() | {"encoding": "mono8"}, "encoding mono8: expected rgb8"),
         ("/force", {"data": array("d", [1.0])}, "/force: 1 numbers, the policy sees 2"),
+        ("/force", {"data": [{}, 1.0]}, r"/force: a message that can't be read \(TypeError: "),
+        ("/force", {}, r"/force: a message that can't be read \(AttributeError: "),
     ],
 )
 def test_a_message_that_does_not_fit_ends_the_run(ros: SimpleNamespace, topic: str, message: dict, said: str) -> None:

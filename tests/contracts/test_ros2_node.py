@@ -15,7 +15,7 @@ import yaml
 from kinoise.deploy.trace import TraceReader
 from kinoise.policies import build_policy, choices
 from kinoise.policies.checkpoint import save_policy
-from kinoise.spec import Feature, Spec, Stats
+from kinoise.spec import Feature, KinoiseError, Spec, Stats
 from omegaconf import OmegaConf
 from ros_stubs import EXAMPLE, PARAMETERS, SPEC, Message, StubNode, example
 
@@ -50,6 +50,7 @@ def test_the_node_drives_and_leaves_the_robot_at_rest(
     settings = [str(checkpoint(tmp_path / "run")), "rate=4", "servo=2", "decode.steps=1", f"trace={tmp_path / 'run.trace'}"]
     monkeypatch.setattr(ros.robot, "FRESH", 60.0)
     node = StubNode(PARAMETERS | {"settings": [*settings, *lenient]})
+    node.deaf.add("/hand")
     record = ros.node.drive(node, lambda: len(node.said.get("/hand", ())) >= 8)
     assert record.outcomes["used"] > 0
     assert not record.errors
@@ -58,10 +59,23 @@ def test_the_node_drives_and_leaves_the_robot_at_rest(
     assert node.said["/arm"][0].points[0].time_from_start.seconds == 1 / 8
     np.testing.assert_allclose(node.said["/arm"][-1].points[0].positions, [0.1, 0.2], rtol=1e-6)
     assert node.said["~/resting"][-1].data is True
+    assert node.waited == [("/arm", 0.5), ("/hand", 0.5)]
+    assert "outputs.hand: nobody confirmed the last command; the robot may not be at rest" in node.log
     answer = node.services["~/reset"](Message(), Message())
     assert answer.success
     with TraceReader(tmp_path / "run.trace") as trace:
         assert sum(kind == "command" for kind, _ in trace.events()) == len(node.said["/hand"]) - 1
+
+
+def test_what_ends_the_executor_is_said(ros: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spin(self: Any) -> None:
+        self.node.tell_all()
+        raise MemoryError("no room for a picture")
+
+    monkeypatch.setattr(ros.node.SingleThreadedExecutor, "spin", spin)
+    node = StubNode(PARAMETERS | {"settings": [str(checkpoint(tmp_path / "run")), "rate=4", "decode.steps=1"]})
+    with pytest.raises(KinoiseError, match="ROS's executor ended by MemoryError: no room for a picture"):
+        ros.node.drive(node, lambda: False)
 
 
 def test_what_cannot_run_is_said_in_the_log(ros: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

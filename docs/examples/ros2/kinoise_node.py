@@ -64,11 +64,21 @@ def drive(node: Node, stopped: Callable[[], bool]) -> Record:
         robot = RosRobot(node, plans.served.spec, parameters, 1 / (settings.rate * settings.servo))
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        threading.Thread(target=executor.spin, name="ros", daemon=True).start()
+        threading.Thread(target=_spin, args=(executor, robot), name="ros", daemon=True).start()
         try:
             return _run(node, settings, plans, robot, stopped)
         finally:
+            for name in robot.settle():
+                node.get_logger().warning(f"outputs.{name}: nobody confirmed the last command; the robot may not be at rest")
             executor.shutdown()
+
+
+def _spin(executor: SingleThreadedExecutor, robot: RosRobot) -> None:
+    """Without this thread no message comes: what ends it ends the run, which else would only say that sensors are silent."""
+    try:
+        executor.spin()
+    except Exception as error:
+        robot.fail(f"ROS's executor ended by {type(error).__name__}: {error}")
 
 
 def _run(node: Node, settings: Settings, plans: Planning, robot: RosRobot, stopped: Callable[[], bool]) -> Record:

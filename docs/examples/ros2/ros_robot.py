@@ -32,6 +32,9 @@ FIELDS = ("position", "velocity", "effort")
 FRESH = 0.2
 """Seconds: a joint measured longer ago may be anywhere by now."""
 
+ACKED = 0.5
+"""Seconds that a controller has to confirm the last command, when nobody is left to send it again."""
+
 Seen = tuple[np.ndarray, float]
 """What was measured, and when, seconds on the loop's clock."""
 
@@ -64,7 +67,7 @@ class RosRobot:
         for key, feature in spec.observations.items():
             self._subscribe(node, key, feature)
         for quality in (LATCHED, COMMAND):  # latched alone never hears a publisher that isn't, such as `ros2 topic pub`
-            node.create_subscription(String, "~/instruction", self._on_instruction, quality)
+            node.create_subscription(String, "~/instruction", self._guarded("~/instruction", self._on_instruction), quality)
         self._outputs = [Output(node, name, self._said(f"{COMMANDED}.{name}", "output"), spec) for name in self._names()]
         self._resting_topic = node.create_publisher(Bool, "~/resting", LATCHED)
 
@@ -110,20 +113,32 @@ class RosRobot:
                 output.send(rest, self._period)
         self._rest(True)
 
+    def settle(self) -> list[str]:
+        """Waits until controllers have the last command, for a publisher that is destroyed sends nothing again.
+
+        Returns the outputs of which nobody confirmed it.
+        """
+        return [output.name for output in self._outputs if not output.arrived()]
+
+    def fail(self, reason: str) -> None:
+        """Ends the run with the next observation. The first reason is the one that is told."""
+        with self._lock:
+            self._trouble = self._trouble or reason
+
     def _subscribe(self, node: Node, key: str, feature: Feature) -> None:
         place = f"{OBSERVED}.{key}"
         said = self._said(place, feature.kind)
+        topic = said["topic"]
         if feature.kind == "image":
-            node.create_subscription(Image, said["topic"], self._guarded(lambda message: self._on_image(key, message)), SENSOR)
+            node.create_subscription(Image, topic, self._guarded(topic, lambda message: self._on_image(key, message)), SENSOR)
         elif said.get("type", "joints") == "array":
-            node.create_subscription(
-                Float64MultiArray, said["topic"], self._guarded(lambda message: self._on_array(key, message)), SENSOR
-            )
+            take = self._guarded(topic, lambda message: self._on_array(key, message))
+            node.create_subscription(Float64MultiArray, topic, take, SENSOR)
         elif said.get("type", "joints") == "joints":
             joints, chosen = list(said.get("joints") or ()), list(said.get("fields") or FIELDS[:1])
             self._check_joints(place, feature, joints, chosen)
             self._wanted[key] = joints, chosen
-            node.create_subscription(JointState, said["topic"], self._guarded(self._on_joints), SENSOR)
+            node.create_subscription(JointState, topic, self._guarded(topic, self._on_joints), SENSOR)
         else:
             raise KinoiseError(f"{place}.type: {said['type']}: expected joints (JointState) or array (Float64MultiArray)")
 
@@ -161,15 +176,16 @@ class RosRobot:
             )
         return names
 
-    def _guarded(self, take: Any) -> Any:
-        """A message that doesn't fit ends the run with the next observation: in the executor's thread nobody would see it."""
+    def _guarded(self, topic: str, take: Any) -> Any:
+        """A message that doesn't fit fails the run: in the executor's thread nobody would see it, and the thread would end."""
 
         def taken(message: Any) -> None:
             try:
                 take(message)
-            except (KinoiseError, ValueError, IndexError) as error:
-                with self._lock:
-                    self._trouble = self._trouble or str(error)
+            except KinoiseError as error:
+                self.fail(str(error))
+            except Exception as error:
+                self.fail(f"{topic}: a message that can't be read ({type(error).__name__}: {error})")
 
         return taken
 
@@ -242,6 +258,7 @@ class Output:
 
     def __init__(self, node: Node, name: str, said: Mapping[str, Any], spec: Spec) -> None:
         kind, place = said.get("type", "array"), f"{COMMANDED}.{name}"
+        self.name = name
         self.dims, self.joints = dims_of(said, spec), list(said.get("joints") or ())
         if kind not in ("array", "trajectory"):
             raise KinoiseError(f"{place}.type: {kind}: expected array (Float64MultiArray) or trajectory (JointTrajectory)")
@@ -262,6 +279,13 @@ class Output:
             return
         point = JointTrajectoryPoint(positions=numbers, time_from_start=Duration(seconds=period).to_msg())
         self._topic.publish(JointTrajectory(joint_names=self.joints, points=[point]))  # no stamp: from now on
+
+    def arrived(self) -> bool:
+        """Whether every controller that listens has all that was sent, within ACKED seconds."""
+        try:
+            return self._topic.wait_for_all_acked(Duration(seconds=ACKED))
+        except RuntimeError:  # RCLError: a middleware that can't tell
+            return True
 
 
 def dims_of(said: Mapping[str, Any], spec: Spec) -> list[int]:
