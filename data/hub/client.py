@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import UsageError
-from ...files import disk_errors, read_json
+from ...files import claimed, disk_errors, read_json
 from ...spec import KinoiseError
 from .. import FORMATS
 from .card import CARD, Known, evaluation, write_card
@@ -147,8 +147,8 @@ def pull(repo: str, out: Path, *, kind: str | None = None, revision: str | None 
         revision: a branch, tag or commit.
 
     Raises:
-        KinoiseError: `out` exists, no such repository or not for this token, no files for kinoise in it, the hub can't be
-            reached.
+        KinoiseError: `out` exists, another process pulls it, no such repository or not for this token, no files for kinoise in
+            it, the hub can't be reached.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -163,16 +163,17 @@ def pull(repo: str, out: Path, *, kind: str | None = None, revision: str | None 
         if not chosen:
             raise KinoiseError(f"{repo} holds nothing that kinoise reads: {', '.join(names[:5]) or 'no files'}.")
         partial.mkdir(parents=True, exist_ok=True)
-        snapshot_download(
-            repo,
-            repo_type=kind,
-            revision=commit,
-            local_dir=partial,
-            allow_patterns=list(patterns),
-            ignore_patterns=list(NEVER),
-        )
-        _tidy(partial, chosen, repo)
-        partial.rename(out)
+        with claimed(partial, "pulls"):
+            snapshot_download(
+                repo,
+                repo_type=kind,
+                revision=commit,
+                local_dir=partial,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(NEVER),
+            )
+            _tidy(partial, chosen, repo)
+            partial.rename(out)
     return Moved(kind, commit, chosen, tuple(sorted(set(names) - set(chosen))))
 
 

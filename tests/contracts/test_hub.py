@@ -12,7 +12,7 @@ from kinoise.data import Episode, open_store, write_store
 from kinoise.data.hub.client import content
 from kinoise.data.lerobot import LeRobotStore
 from kinoise.data.replay.writer import write_replay
-from kinoise.files import write_json
+from kinoise.files import claimed, write_json
 from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.spec import Feature, KinoiseError, Spec
 from small_policies import small
@@ -171,6 +171,17 @@ def test_a_lerobot_data_set_is_tagged_with_its_version_for_lerobot_finds_it_by_t
     done = kinoise("pull", "me/arm", tmp_path / "back")
     assert done.code == 0, done.err
     assert open_store(tmp_path / "back").spec == open_store(tmp_path / "data").spec
+
+
+def test_two_pulls_do_not_mix(hub, kinoise, tmp_path):
+    hub.repos["dataset", "me/data"] = {"kinoise.json": b"{}", "data/action/0.0": b"1234"}
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    with claimed(partial, "pulls"):
+        done = kinoise("pull", "me/data", tmp_path / "out")
+    assert done.code == 1
+    assert "another process pulls there" in done.err
+    assert list(partial.iterdir()) == []
 
 
 def test_an_interrupted_pull_leaves_no_folder_and_goes_on(hub, kinoise, tmp_path):
