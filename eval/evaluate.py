@@ -17,7 +17,7 @@ import torch
 from .. import envs
 from ..config import UsageError
 from ..data import open_store
-from ..files import claimed, new_directory, output_directory, write_json
+from ..files import new_directory, write_json
 from ..policies import Policy
 from ..policies.base import check_execute
 from ..policies.checkpoint import identity
@@ -29,7 +29,7 @@ from .player import Player
 from .presets import Wanted, check_perturbations, survey
 from .progress import EpisodeProgress
 from .protocol import Shard
-from .result import VIDEOS, Planning, account, overlap
+from .result import VIDEOS, Planning, account, evaluating, overlap
 from .rollout import SLOTS, Rollout, look
 from .slot import Job, Make, Simulator
 from .stopwatch import Stopwatch, batch1
@@ -300,7 +300,7 @@ def _staging(out: Path | None, video: int) -> Iterator[Path | None]:
     if out is None:
         yield None
         return
-    with output_directory(out), claimed(out, "evaluates"):
+    with evaluating(out):
         if not video:
             yield None
             return

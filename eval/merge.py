@@ -11,10 +11,10 @@ from omegaconf import MISSING
 from rich.console import Console
 
 from ..config import UsageError, parse
-from ..files import claimed, output_directory, write_json
+from ..files import write_json
 from ..spec import KinoiseError
 from .ledger import LEDGER, Conditions, Entry, Key, read_ledger, write_ledger
-from .result import Planning, account
+from .result import Planning, account, evaluating
 from .shown import show
 from .sources import RESULT, read_record
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if out.exists() and any(Path(item).exists() and out.samefile(item) for item in parts):
         raise UsageError(f"out={out} is one of the parts, whose episodes would be replaced: choose another folder")
     conditions, entries, result = merge([Path(item) for item in parts])
-    with output_directory(out), claimed(out, "evaluates"):
+    with evaluating(out):
         write_ledger(out / LEDGER, conditions, entries)
         write_json(out / "result.json", result)
     show(result, console)

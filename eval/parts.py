@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .. import envs
 from ..config import UsageError
-from ..files import claimed, output_directory, write_json
+from ..files import write_json
 from .latency import MEASURED
 from .launch import check_launched, count_parts, open_launcher
 from .launch.job import Job, run_all
@@ -25,6 +25,7 @@ from .ledger import LEDGER, write_ledger
 from .merge import merge
 from .presets import EPISODES, Wanted
 from .protocol import Shard
+from .result import evaluating
 from .settings import Settings
 
 LOGS = "logs"
@@ -44,7 +45,7 @@ def evaluate_parts(settings: Settings, argv: Sequence[str], checkpoint: Path, ou
     """
     assert settings.launcher is not None
     episodes = check(settings)
-    with output_directory(out), claimed(out, "evaluates"), open_launcher(settings.launcher, settings.cluster, out) as launcher:
+    with evaluating(out), open_launcher(settings.launcher, settings.cluster, out) as launcher:
         asked = begun(out, settings.shards) if settings.resume else settings.shards
         count = count_parts(settings.launcher, launcher, asked)
         jobs = parts(settings, argv, checkpoint, out, min(count, episodes))

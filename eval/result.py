@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypedDict
 
 from ..deploy.latency import percentiles
 from ..envs import bare
+from ..files import claimed, clear, output_directory
 from ..provenance import origin
 from .latency import CONSTANT
-from .ledger import Conditions, Entry
+from .ledger import LEDGER, Conditions, Entry
 from .metrics import wilson
 from .motion import motion
 from .protocol import EvaluationProtocol
 from .slot import Outcome
 
 VIDEOS = "videos"
+
+
+@contextmanager
+def evaluating(out: Path) -> Iterator[None]:
+    """Makes the folder of an evaluation, keeps others from evaluating into it, and takes away what killed ones left."""
+    with output_directory(out), claimed(out, "evaluates"):
+        clear(out / LEDGER, out / "result.json", out / VIDEOS)
+        yield
 
 
 class Success(TypedDict):

@@ -111,9 +111,16 @@ def test_a_simulator_that_is_gone_for_good_ends_the_evaluation(tmp_path: Path, c
 
 
 def test_two_evaluations_into_one_folder_are_refused(tmp_path: Path, checkpoint: Path):
+    halves = [".episodes.jsonl.a1b2.jsonl", ".result.json.a1b2.json", ".videos.a1b2"]
+    for name in halves[:2]:
+        (tmp_path / name).touch()
+    (tmp_path / halves[2]).mkdir()
+    (tmp_path / ".notes.json").touch()
     with claimed(tmp_path, "evaluates"), pytest.raises(KinoiseError, match="another process evaluates there"):
         play(tmp_path, checkpoint, env="line/go")
+    assert all((tmp_path / name).exists() for name in halves), "the other process may be writing them"
     play(tmp_path, checkpoint, env="line/go")
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".notes.json", LEDGER, "result.json"]
 
 
 def test_where_no_episode_came_to_a_plan_the_result_is_shown(whole: Path):
