@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from . import Cluster
 
 EXECUTORS = ("slurm", "local")
+REQUEUES = 100
+"""How often a job may use up its time and be queued again. submitit's own 3 would fail a training of some days."""
 
 
 class Resumed:
@@ -70,7 +72,8 @@ class OnSubmitit:
         except ImportError as error:
             raise KinoiseError("launcher=submitit needs submitit: pip install -c constraints.txt -e '.[submitit]'.") from error
         try:
-            self._executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster.executor)
+            again = {f"{cluster.executor}_max_num_timeout": REQUEUES}
+            self._executor = submitit.AutoExecutor(folder / "submitit", cluster=cluster.executor, **again)
         except RuntimeError as error:
             raise KinoiseError(f"{error}: start it where sbatch is, or try it out with cluster.executor=local.") from error
         self._cluster = cluster

@@ -193,6 +193,14 @@ def test_a_sweep_by_submitit(policy: Path, tmp_path: Path) -> None:
     assert (out / "execute=3/result.json").is_file()
 
 
+def test_a_job_may_use_up_its_time_more_often_than_submitit_would_let_it(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    from kinoise.eval.launch.on_submitit import REQUEUES, OnSubmitit
+
+    launcher = OnSubmitit(Cluster(executor="local"), tmp_path)
+    assert launcher._executor._executor.max_num_timeout == REQUEUES > 3
+
+
 def test_what_slurm_preempts_is_queued_again_as_what_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     from kinoise.eval.launch.on_submitit import Resumed
