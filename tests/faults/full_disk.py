@@ -85,6 +85,21 @@ def evaluated(out: Path) -> list[Any]:
     return json.loads((out / "result.json").read_text())["episodes"] if (out / "result.json").exists() else []
 
 
+def collected(place: Path, small: Path, world: str) -> dict[str, Any]:
+    """`collect` on a disk that fills, and once more with room; beside the data of one that always had it."""
+    collect = ["collect", f"env={world}", "episodes=12", "workers=1"]
+    with filled(small, 24 << 10):
+        found = command(small, *collect, f"out={small / 'c'}")
+        found["kept"] = {item.name: item.stat().st_mtime_ns for item in small.glob("c.partial/*/*.npz")}
+        found["torn"] = [item.name for item in small.glob("c.partial/*/.*")]
+    found["again"] = command(small, *collect, f"out={small / 'c'}")["code"]
+    assert cli.main([*collect, f"out={place / 'c'}"]) == 0
+    bytes_of = [{p.relative_to(at): p.read_bytes() for p in at.rglob("*") if p.is_file()} for at in (small / "c", place / "c")]
+    found["same"] = bytes_of[0] == bytes_of[1] != {}
+    subprocess.run(["rm", "-rf", str(small / "c")], check=True)
+    return found
+
+
 def main(place: Path, small: Path) -> dict[str, Any]:
     write_store(place / "data", SPEC, demonstrations(4, 40))
     write_store(place / "little", SPEC, demonstrations(2, 6))
@@ -121,6 +136,7 @@ def main(place: Path, small: Path) -> dict[str, Any]:
     subprocess.run(["rm", "-rf", str(small / "control")], check=True)
     with filled(small, RESERVE // 2):
         found["control at once"] = command(small, *control, f"out={small / 'control'}")
+    found["collect"] = collected(place, small, world)
     train = ["train", *TINY, *SHORT, "policy.observations=[state]", f"data={place / 'little'}", f"cache={place / 'cache'}"]
     found["train"] = command(small, *train, f"out={small / 'run'}")
     steps = [item.name for item in (small / "run" / "checkpoints").iterdir() if item.name.isdigit()]

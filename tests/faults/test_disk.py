@@ -77,6 +77,17 @@ def test_a_full_disk_keeps_the_episodes_that_are_written_and_resume_plays_the_ot
     assert full["resumed"]["result"] == full["resumed"]["expected"]
 
 
+def test_a_full_disk_keeps_the_demonstrations_that_are_made_and_the_same_command_goes_on(full: dict[str, Any]) -> None:
+    found = full["collect"]
+    assert found["code"] == 1
+    assert "the disk is full" in found["said"]
+    assert "c" not in found["left"]
+    assert 0 < len(found["kept"]) < 12
+    assert found["torn"] == []
+    assert found["again"] == 0
+    assert found["same"]
+
+
 def test_a_full_disk_under_a_control_loop_leaves_room_for_its_figures(full: dict[str, Any]) -> None:
     assert full["control"]["code"] == 1
     assert "control.trace lacks its last" in full["control"]["said"]
