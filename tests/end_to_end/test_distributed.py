@@ -40,7 +40,8 @@ SPREAD = {
     "ddp-accumulate": (2, ["train.accumulate=2"]),
     "fsdp-accumulate": (2, ["train.parallel=fsdp", "train.accumulate=2"]),
 }
-MEMBERS = [*(("diffusion", name) for name in SPREAD), ("mode", "ddp"), ("discrete_vla", "fsdp")]
+MEMBERS = [(policy, spread) for policy in ("mode", "discrete_vla") for spread in ("ddp", "fsdp")]
+MEMBERS += [("diffusion", name) for name in SPREAD]
 HANDED_ON = {"ddp": "one", "one": "fsdp", "fsdp": "ddp"}
 EVALUATED = ["env=metaworld/mt10", "train.eval_every=4"]
 
