@@ -8,15 +8,19 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .spec import KinoiseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, SyntaxError)
 """What taking values out of JSON raises that isn't as it should be: infinite sizes, endless nesting, odd dtypes."""
@@ -70,6 +74,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Standard JSON: NaN and infinity are refused, since other readers would."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file; a full disk is an error like any other file's."""
+    from safetensors import SafetensorError  # with torch, which whoever has tensors has loaded
+    from safetensors.torch import save_file
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary)
+        except SafetensorError as error:
+            said = re.search(r"os error (\d+)", str(error))
+            if said is None:
+                raise
+            number = int(said[1])
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+    write_file(path, write)
 
 
 def read_json(path: Path) -> Any:

@@ -8,7 +8,6 @@ model.safetensors, ema.safetensors   the same keys, as trained and as averaged
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,23 +19,21 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from safetensors.torch import load_file
+from torch import Tensor
 
 from .. import __version__
 from ..config import UsageError
-from ..files import MALFORMED, read_json, sha256, write_file, write_json
+from ..files import MALFORMED, read_json, sha256, write_json, write_tensors
 from ..spec import KinoiseError, Spec, Stats
 from . import POLICIES, build_policy
 from .base import Frame, Policy, PolicyConfig
+from .bounded import held_by_shapes, no_larger
 from .caching import check_fit
 
 FORMAT = 1
 SECTIONS = {"policy": dict, "spec": dict, "stats": dict, "texts": list, "frames": dict, "recorded": dict}
 DEVICES = ("cpu", "cuda")
-BESIDE = 2**26
-"""Numbers that a policy may be built of beside those that its file holds: tables that are made anew, the sentence encoder."""
 FRAME = "whose numbers, of data sets that were normalised each by its own; null: the first's"
 """What commands say of their setting `frame`, see `load_policy`."""
 
@@ -46,7 +43,7 @@ def save_policy(directory: Path, policy: Policy, ema: Mapping[str, Tensor]) -> N
     weights = {key: item.detach().cpu().contiguous() for key, item in policy.state_dict().items()}
     averaged = {**weights, **{key: item.detach().cpu().contiguous() for key, item in ema.items()}}
     for name, tensors in (("model", weights), ("ema", averaged)):
-        write_file(directory / f"{name}.safetensors", lambda path, tensors=tensors: save_file(tensors, path))
+        write_tensors(directory / f"{name}.safetensors", tensors)
     write_json(
         directory / "config.json",
         {
@@ -119,7 +116,8 @@ def load_policy(
         raise UsageError(f"frame={frame}: {directory} has {known}")
     spec, stats = _frame(value, config_path) if frame is None else frames[frame]
     weights = weights_path(directory, ema)
-    with no_larger(weights, config_path, unbounded=pretrained(config)):
+    held = held_by_shapes(shapes(weights))
+    with no_larger(held, weights, config_path, unbounded=pretrained(config)):
         policy = build_policy(config, spec, stats, tuple(value["texts"]))
     policy.frames, policy.frame, policy.recorded = frames, frame, value["recorded"]
     _load_weights(policy, weights)
@@ -222,44 +220,10 @@ def pretrained(config: PolicyConfig) -> bool:
     return getattr(getattr(config, "vlm", None), "path", None) is not None
 
 
-@contextmanager
-def no_larger(weights: Path, settings: Path, unbounded: bool) -> Iterator[None]:
-    """Raises KinoiseError where what is built in the block can't be, or comes to more numbers than go with the file `weights`.
-
-    Settings come from the same hands as the weights: a width of 10^9 would take all memory before the two are compared.
-
-    Args:
-        unbounded: for a pretrained model that is not in the file.
-    """
-    held = sum(math.prod(shape) for shape in _shapes(weights).values())
-    built = 0
-
-    def count(_module: nn.Module, name: str, item: Tensor | None) -> None:
-        nonlocal built
-        built += 0 if item is None else item.numel()
-        if built > 2 * held + BESIDE and not unbounded:
-            raise KinoiseError(
-                f"{settings} describes a policy of more than {built} numbers, but {weights} holds {held}: they do not belong "
-                f"together. Take a checkpoint that kinoise wrote."
-            )
-
-    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
-    try:
-        yield
-    except KinoiseError:
-        raise
-    except Exception as error:  # whatever torch says of sizes that make no sense
-        said = " ".join(str(error).split())[:200]
-        raise KinoiseError(f"{settings}: no policy can be built of it ({type(error).__name__}: {said}).") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def shapes(path: Path) -> list[tuple[int, ...]]:
     """Of the tensors in a safetensors file, by its header alone."""
     with _readable(path), safe_open(path, "pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return [tuple(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118 (no mapping)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.hub.card import write_card
-from ..files import MALFORMED, claimed, disk_errors, link, new_directory, read_json, write_file, write_json
+from ..files import MALFORMED, claimed, disk_errors, link, new_directory, read_json, write_json, write_tensors
 from ..policies.base import Policy
 from ..policies.checkpoint import save_policy, weights_path
 from ..spec import KinoiseError
@@ -142,18 +142,13 @@ class RunDirectory:
 
     def save(self, state: State, policy: Policy, ema: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         """A new checkpoint, `last` pointing at it, and the oldest removed. Raises KinoiseError on a full disk."""
-        try:
-            with new_directory(self.checkpoint(state.step)) as directory:
-                save_policy(directory, policy, ema)
-                training = directory / "training_state"
-                training.mkdir()
-                write_file(training / "optimizer.safetensors", lambda path: save_file(dict(optimizer), path))
-                write_json(training / "state.json", {"format": FORMAT, **asdict(state)})
-                write_card(directory)
-        except SafetensorError as error:  # which is how safetensors reports a full disk
-            raise KinoiseError(
-                f"could not write {self.checkpoint(state.step)}: {error}. Free some space, then add resume=true."
-            ) from error
+        with new_directory(self.checkpoint(state.step)) as directory:
+            save_policy(directory, policy, ema)
+            training = directory / "training_state"
+            training.mkdir()
+            write_tensors(training / "optimizer.safetensors", optimizer)
+            write_json(training / "state.json", {"format": FORMAT, **asdict(state)})
+            write_card(directory)
         self._settle()
 
     def _settle(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...spec import Feature, KinoiseError, Spec, Stats
 from .. import build_policy
+from ..bounded import held_by, no_larger
 from ..core.network import NetworkConfig
 from ..core.process import ProcessConfig
 from ..decode import DecodeConfig
@@ -65,7 +66,8 @@ def import_dp(path: Path, robot: Robot) -> Imported:
     for key, item in features.items():
         stats[key] = _part(whole[OBSERVED], start, start + item.shape[0])
         start += item.shape[0]
-    policy = build_policy(config, spec, stats, texts)
+    with no_larger(held_by(state), path, path):
+        policy = build_policy(config, spec, stats, texts)
     weights = _weights(found, policy.state_dict())
     used = [name for name in state if name in MASKS or name.endswith(DUMMY) or ".input_stats." in name]
     found.finish(used)

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
-from ...files import read_json, write_file, write_json
+from ...files import read_json, write_json, write_tensors
 from ...spec import KinoiseError
 from .. import build_policy
 from ..base import Policy
+from ..bounded import held_by, no_larger
 from ..diffusion import DiffusionConfig, DiffusionPolicy
 from ..encoders.image import STAGES
 from .lerobot_config import (
@@ -71,7 +70,8 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
         own = our_stats(known.stats.get(name), size, name in found.cameras, found.modes[name], f"{folder}: {name}")
         stats[found.keys.get(name, name)] = own
     config = settings(value, found)
-    policy = build_policy(config, spec, stats, texts)
+    with no_larger(held_by(weights), folder / WEIGHTS, folder / CONFIG):
+        policy = build_policy(config, spec, stats, texts)
     tensors, names = Tensors(weights, folder / WEIGHTS), Names(config, found)
     state = ours(tensors, policy.state_dict(), names)
     grids = [f"{names.encoder(index)}.{GRID}" for index in range(names.encoders)]
@@ -135,7 +135,7 @@ def export_lerobot(policy: Policy, out: Path) -> None:
         stats |= {f"{name}.{kind}": item for kind, item in own.items()}
     value = _config(policy, found)
     write_json(out / CONFIG, value)
-    write_file(out / WEIGHTS, lambda path: save_file(weights, path))
+    write_tensors(out / WEIGHTS, weights)
     write_processors(out, value, stats)
 
 

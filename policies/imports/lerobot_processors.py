@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import write_file, write_json
+from ...files import write_json, write_tensors
 from .lerobot_stats import EPSILON, POSTPROCESSOR, PREPROCESSOR
 
 
@@ -34,6 +33,6 @@ def _processor(path: Path, steps: Sequence[tuple[str, Mapping[str, Any]]], stats
         listed.append({"registry_name": name, "config": dict(config)})
         if stats and name.endswith("normalizer_processor"):
             file = f"{path.stem}_step_{index}_{name}.safetensors"
-            write_file(path.parent / file, lambda to: save_file(dict(stats), to))
+            write_tensors(path.parent / file, stats)
             listed[-1]["state_file"] = file
     write_json(path, {"name": path.stem, "steps": listed})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...spec import Feature, KinoiseError, Spec, SpecMismatch, Stats
 from .. import build_policy
+from ..bounded import held_by, no_larger
 from ..encoders import FilmConfig
 from ..encoders.image import STAGES
 from ..mode import ModeConfig
@@ -69,10 +70,12 @@ def import_mode(folder: Path, robot: Robot) -> Imported:
             f"{folder}: its goals are CLIP's vectors of instructions: give clip=, a folder with the CLIP that it was trained "
             f"with ({source.get('model.language_goal.model_name', 'unknown')}) as transformers writes it"
         )
-    tensors = Tensors(_canonical(read_safetensors(weights), weights), weights)
+    found = _canonical(read_safetensors(weights), weights)
+    tensors = Tensors(found, weights)
     stats: dict[str, Stats] = dict.fromkeys(spec.observations, _stats(config.film))
     stats["action"] = _unscaled(spec.action_dim)
-    policy = build_policy(config, spec, stats, texts)
+    with no_larger(held_by(found), weights, source.path):
+        policy = build_policy(config, spec, stats, texts)
     state = _weights(tensors, policy.state_dict(), config)
     tensors.finish(IGNORED)
     state["observe.texts.table"] = clip_vectors(robot.clip, texts, config.film.condition)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...files import write_file, write_json
+from ...files import write_json, write_tensors
 from ...spec import Feature, KinoiseError
 from .. import POLICIES, build_policy
 from ..base import Policy
-from ..checkpoint import no_larger, policy_config, pretrained
+from ..bounded import held_by_shapes, no_larger
+from ..checkpoint import policy_config, pretrained, shapes
 from ..diffusion import DiffusionConfig
 from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
 from .lerobot_processors import write_processors
@@ -44,7 +44,7 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     if isinstance(config, DiffusionConfig):
         config.vector = replace(config.vector, states={keys.get(key, key): item for key, item in config.vector.states.items()})
     stats = {keys.get(key, key): item for key, item in data.stats.items()}
-    with no_larger(weights, path, unbounded=pretrained(config)):
+    with no_larger(held_by_shapes(shapes(weights)), weights, path, unbounded=pretrained(config)):
         policy = build_policy(config, spec, stats, data.texts)
     policy.recorded = data.recorded
     tensors, expected = Tensors(read_safetensors(weights), weights), policy.state_dict(keep_vars=True)
@@ -93,7 +93,7 @@ def export_plugin(
         tensors.finish()
         weights |= {f"{AVERAGED}.{key}": item for key, item in own.items()}
     write_json(out / CONFIG, value)
-    write_file(out / WEIGHTS, lambda path: save_file(weights, path))
+    write_tensors(out / WEIGHTS, weights)
     write_processors(out, value, {})
 
 

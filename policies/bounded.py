@@ -1,0 +1,95 @@
+"""A policy out of settings by strangers: built as long as it is no larger than the weights that came with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_parameter_registration_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..spec import KinoiseError
+
+BESIDE = 2**26
+"""Numbers that a policy may be built of beside those that its file holds: tables that are made anew, the sentence encoder."""
+TENSORS = 10_000
+"""Tensors, likewise: modules of a few numbers each take memory too."""
+
+
+class Held(NamedTuple):
+    """What a file of weights holds."""
+
+    numbers: int
+    tensors: int
+
+
+def held_by_shapes(shapes: Collection[tuple[int, ...]]) -> Held:
+    return Held(sum(math.prod(shape) for shape in shapes), len(shapes))
+
+
+def held_by(tensors: Mapping[str, Tensor]) -> Held:
+    """Numbers that several tensors have in common count once: a file may name the same ones without end."""
+    storages = {}
+    for item in tensors.values():
+        storage = item.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes() // item.itemsize
+    return Held(sum(storages.values()), len(storages))
+
+
+@contextmanager
+def no_larger(held: Held, weights: Path, settings: Path, unbounded: bool = False) -> Iterator[None]:
+    """Raises KinoiseError where what is built in the block can't be, or comes to more than goes with the file `weights`.
+
+    Settings come from the same hands as the weights: a width of 10^9 would take all memory before the two are compared.
+
+    Args:
+        settings: the file that they are from, which may be `weights`.
+        unbounded: for a pretrained model that is not in the file.
+    """
+    most, tensors, built, made = 2 * held.numbers + BESIDE, 2 * held.tensors + TENSORS, 0, 0
+
+    def check(numbers: int) -> None:
+        if (numbers > most or made > tensors) and not unbounded:
+            raise KinoiseError(
+                f"{settings} describes a policy of more than {max(built, numbers)} numbers in {made} tensors, but {weights} "
+                f"holds {held.numbers} in {held.tensors}: they do not belong together. Take both from one checkpoint."
+            )
+
+    def count(_module: nn.Module, _name: str, item: Tensor | None) -> None:
+        nonlocal built, made
+        built, made = built + (0 if item is None else item.numel()), made + 1
+        check(built)
+
+    hooks = [register_module_parameter_registration_hook(count), register_module_buffer_registration_hook(count)]
+    try:
+        with Sizes(check):
+            yield
+    except KinoiseError:
+        raise
+    except Exception as error:  # whatever torch says of sizes that make no sense
+        said = " ".join(str(error).split())[:200]
+        raise KinoiseError(f"{settings}: no policy can be built of it ({type(error).__name__}: {said}).") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class Sizes(TorchDispatchMode):
+    """Calls `check` with the numbers of each tensor before it is made: some are filled before their module has them."""
+
+    def __init__(self, check: Any) -> None:
+        super().__init__()
+        self._check = check
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if args and isinstance(args[0], (list, tuple)) and all(type(size) is int for size in args[0]):
+            self._check(math.prod(args[0]))
+        elif torch.Tag.pointwise in func.tags:
+            shapes = [item.shape for item in args if isinstance(item, Tensor)]
+            self._check(math.prod(torch.broadcast_shapes(*shapes)))
+        return func(*args, **(kwargs or {}))
