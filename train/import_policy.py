@@ -81,12 +81,14 @@ def main(argv: Sequence[str], command: str = "import") -> int:
         raise UsageError(f"{out} is there already: choose another out=")
     found = import_policy(settings.source, path, robot_of(settings))
     digest = sha256(found.weights)
-    with new_directory(out / "checkpoints" / "0") as directory:
+    about = {"from": settings.source, "path": str(path.resolve()), "sha256": digest, "notes": found.notes}
+    with new_directory(out) as run:
+        directory = run / "checkpoints" / "0"
+        directory.mkdir(parents=True)
         save_policy(directory, found.policy, found.average)
         write_card(directory, imported=f"`{path.resolve().name}` (from={settings.source}), weights with SHA-256 `{digest}`")
-    link(out / "checkpoints" / "last", "0")
-    about = {"from": settings.source, "path": str(path.resolve()), "sha256": digest, "notes": found.notes}
-    write_json(out / "import.json", about)
+        link(run / "checkpoints" / "last", "0")
+        write_json(run / "import.json", about)
     decode = found.policy.config.decode
     for line in found.notes:
         print(f"note: {line}")

@@ -21,6 +21,7 @@ from ..core.process import ProcessConfig
 from ..decode import DecodeConfig
 from ..diffusion import DiffusionConfig
 from ..encoders import VectorConfig
+from .bounds import LARGEST, LARGEST_FLOAT, LONGEST, shown
 from .lerobot_config import CLIPS, PARAMETRISATIONS
 from .robot import Imported, Robot
 from .tensors import Tensors
@@ -47,13 +48,16 @@ def import_dp(path: Path, robot: Robot) -> Imported:
     """
     payload = read_torch(path)
     states = payload.get("state_dicts") if isinstance(payload, Mapping) else None
-    settings = plain(payload.get("cfg")) if isinstance(payload, Mapping) else None
+    try:
+        settings = plain(payload.get("cfg")) if isinstance(payload, Mapping) else None
+    except KinoiseError as error:
+        raise KinoiseError(f"{path}: {error}") from error
     if not isinstance(states, Mapping) or not isinstance(settings, Mapping) or "model" not in states:
         raise KinoiseError(f"{path}: expected diffusion_policy's cfg, and state_dicts with a model: a .ckpt of its training")
     source = Settings(settings, path)
     averaged = "ema_model" in states
     state = states["ema_model" if averaged else "model"]
-    if not isinstance(state, Mapping) or not all(isinstance(item, Tensor) for item in state.values()):
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) and isinstance(state[name], Tensor) for name in state):
         raise KinoiseError(f"{path}: its model is no state dict of tensors")
     config = source.policy()
     observed, action = source.integer("policy.obs_dim"), source.integer("policy.action_dim")
@@ -92,25 +96,29 @@ class Settings:
             found = found[part]
         return found
 
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+    def name(self, name: str) -> str:
+        """The last part of a class's dotted name; empty where there is none."""
+        found = self.get(name, None)
+        return found.rpartition(".")[2] if isinstance(found, str) else ""
+
+    def integer(self, name: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
         found = self.get(name, default)
-        if type(found) is not int or found < least:
-            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}: expected a whole number from {least} on")
+        if type(found) is not int or not least <= found <= most:
+            raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}: expected a whole number from {least} to {most}")
         return found
 
     def number(self, name: str, default: float) -> float:
         found = self.get(name, default)
-        if type(found) not in (int, float) or not 0 <= found < float("inf"):
-            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}: expected a number from 0 on")
+        if type(found) not in (int, float) or not 0 <= found < LARGEST_FLOAT:
+            raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}: expected a number from 0 on")
         return float(found)
 
     def policy(self) -> DiffusionConfig:
         """Ours. Raises KinoiseError for what kinoise can't do."""
-        target, scheduler = str(self.get("policy._target_", "")), str(self.get("policy.noise_scheduler._target_", ""))
-        if target.rpartition(".")[2] != POLICY:
-            raise KinoiseError(f"{self.path}: its policy is {target or 'unknown'}; kinoise imports {POLICY} alone")
-        name = scheduler.rpartition(".")[2].removesuffix("Scheduler")
-        self._expect("policy.noise_scheduler._target_", name, tuple(CLIPS), None)
+        target, scheduler = self.name("policy._target_"), self.name("policy.noise_scheduler._target_")
+        if target != POLICY:
+            raise KinoiseError(f"{self.path}: its policy is {target[:100] or 'unknown'}; kinoise imports {POLICY} alone")
+        name = self._expect("policy.noise_scheduler._target_", scheduler.removesuffix("Scheduler"), tuple(CLIPS), None)
         prediction = self._expect("policy.noise_scheduler.prediction_type", None, tuple(PARAMETRISATIONS), "epsilon")
         self._expect("policy.noise_scheduler.beta_schedule", None, ("squaredcos_cap_v2",), "linear")
         if name == "DDPM":
@@ -121,13 +129,14 @@ class Settings:
         self._expect("policy.obs_as_cond", None, (True,), False)
         self._expect("policy.pred_action_steps_only", None, (False,), False)
         self._expect("policy.model.time_as_cond", None, (True,), True)
-        history, levels = self.integer("policy.n_obs_steps"), self.integer("policy.noise_scheduler.num_train_timesteps")
+        history = self.integer("policy.n_obs_steps", most=LONGEST)
+        levels = self.integer("policy.noise_scheduler.num_train_timesteps")
         clip = self.number("policy.noise_scheduler.clip_sample_range", 1.0)
         steps = "policy.num_inference_steps"
         return DiffusionConfig(
             history=history,
             past=history - 1,
-            chunk=self.integer("policy.horizon") - history + 1,
+            chunk=self.integer("policy.horizon", most=LONGEST) - history + 1,
             execute=self.integer("policy.n_action_steps"),
             goal_dropout=0.0,
             process=ProcessConfig(
@@ -155,7 +164,8 @@ class Settings:
     def _expect(self, name: str, value: Any, known: tuple[Any, ...], default: Any) -> Any:
         found = self.get(name, default) if value is None else value
         if found not in known:
-            raise KinoiseError(f"{self.path}: cfg.{name} is {found!r}; kinoise imports {' and '.join(map(str, known))} alone")
+            only = " and ".join(map(str, known))
+            raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}; kinoise imports {only} alone")
         return found
 
 
@@ -168,7 +178,7 @@ def _observations(robot: Robot, named: Any, size: int) -> dict[str, Feature]:
     keys = robot.keys(keys) if all(isinstance(key, str) for key in keys) else keys
     if not all(isinstance(key, str) and key in states for key in keys):
         raise KinoiseError(
-            f"the policy observes cfg.task.obs_keys={keys}, the data's states are {list(states)}: name the data's "
+            f"the policy observes cfg.task.obs_keys={shown(keys)}, the data's states are {list(states)}: name the data's "
             "alike, or give none (rate= in place of data=)"
         )
     found = {key: states[key] for key in keys}

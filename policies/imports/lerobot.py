@@ -18,9 +18,11 @@ from ..base import Policy
 from ..bounded import held_by, no_larger
 from ..diffusion import DiffusionConfig, DiffusionPolicy
 from ..encoders.image import STAGES
+from .bounds import within
 from .lerobot_config import (
     ACTION,
     CLIPS,
+    DEFAULTS,
     ENVIRONMENT,
     LINEAR,
     MODES,
@@ -55,10 +57,12 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     source = str(folder / CONFIG)
     if not (folder / CONFIG).is_file():
         raise KinoiseError(f"{folder}: no {CONFIG} there. Give LeRobot's folder pretrained_model")
-    said = read_json(folder / CONFIG)
-    if isinstance(said, dict) and str(said.get("type")).startswith(PREFIX):
-        return import_plugin(folder, said, robot)
-    value = read_config(said, source)
+    told = read_json(folder / CONFIG)
+    if isinstance(told, dict) and str(told.get("type")).startswith(PREFIX):
+        return import_plugin(folder, told, robot)
+    if isinstance(told, dict):
+        within({key: told.get(key) for key in (*DEFAULTS, "input_features", "output_features")}, source)
+    value = read_config(told, source)
     weights = {name.replace(COMPILED, ""): item for name, item in read_safetensors(folder / WEIGHTS).items()}
     known = read_normalisation(folder, value, weights)
     found = layout(value, known.renamed, known.modes, source)

@@ -18,6 +18,7 @@ from ..bounded import held_by, no_larger
 from ..encoders import FilmConfig
 from ..encoders.image import STAGES
 from ..mode import ModeConfig
+from .bounds import shown
 from .clip import clip_vectors
 from .mode_config import AgentSettings, read_settings
 from .robot import Imported, Robot
@@ -68,7 +69,7 @@ def import_mode(folder: Path, robot: Robot) -> Imported:
     if robot.clip is None:
         raise KinoiseError(
             f"{folder}: its goals are CLIP's vectors of instructions: give clip=, a folder with the CLIP that it was trained "
-            f"with ({source.get('model.language_goal.model_name', 'unknown')}) as transformers writes it"
+            f"with ({shown(source.get('model.language_goal.model_name', 'unknown'))}) as transformers writes it"
         )
     found = _canonical(read_safetensors(weights), weights)
     tensors = Tensors(found, weights)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -16,7 +15,9 @@ from ..core.process import ProcessConfig
 from ..decode import DecodeConfig
 from ..encoders import FilmConfig
 from ..mode import ModeConfig
+from .bounds import LONGEST, shown
 from .diffusion_policy import Settings
+from .yaml_settings import read_yaml, resolved
 
 SAMPLERS = {"ddim": "ddim", "euler": "ddim", "heun": "heun", "dpmpp_2m": "dpmpp_2m"}
 """Ours for theirs: Euler's step for the ODE of EDM is DDIM's."""
@@ -43,11 +44,12 @@ class AgentSettings(Settings):
             (goal, "LangClip"),
         ):
             target = f"{name}._target_"
-            self._expect(target, str(self.get(target, None)).rpartition(".")[2], (known,), None)
-        others = sorted(map(str, self.get(inner, {}).keys() - set(KNOWN.split())))
+            self._expect(target, self.name(target), (known,), None)
+        settings = self.get(inner, {})
+        others = sorted(map(str, settings.keys() - set(KNOWN.split()))) if isinstance(settings, dict) else [settings]
         if others:
             raise KinoiseError(
-                f"{self.path}: cfg.{inner} has {others}, which MoDE's release hasn't: it was written by other code"
+                f"{self.path}: cfg.{inner} has {shown(others)}, which MoDE's release hasn't: it was written by other code"
             )
         # Where a setting is missing, the release's own default counts.
         for name, known, default in (
@@ -65,10 +67,11 @@ class AgentSettings(Settings):
             self._expect(name, None, (known,), default)
         for name in ("goal_seq_len", "obs_seq_len"):
             self._expect(f"{inner}.{name}", None, (1,), None)
-        chunk, condition = self.integer("model.act_window_size", 10), self.integer("model.cond_dim", 512)
+        chunk, condition = self.integer("model.act_window_size", 10, most=LONGEST), self.integer("model.cond_dim", 512)
         self._expect(f"{inner}.action_seq_len", None, (chunk,), None)
         self._expect(f"{inner}.goal_dim", None, (condition,), None)
-        backbone = self._expect("model.resnet_type", str(self.get("model.resnet_type", "18")), tuple(BACKBONES), None)
+        kind = self.get("model.resnet_type", "18")
+        backbone = self._expect("model.resnet_type", str(kind) if type(kind) is int else kind, tuple(BACKBONES), None)
         grid = self._expect("model.noise_scheduler", None, ("exponential", "karras"), "exponential")
         sampler = self._expect("model.sampler_type", None, tuple(SAMPLERS), "ddim")
         scaled = [self.camera(name) for name in ("rgb_static", "rgb_gripper")]
@@ -110,7 +113,7 @@ class AgentSettings(Settings):
                 sizes=[size for size, _, _ in scaled],
                 mean=scaled[0][1],
                 deviation=scaled[0][2],
-                flip=str(self.get("datamodule._target_", "")).rpartition(".")[2] == "LiberoDataModule",
+                flip=self.name("datamodule._target_") == "LiberoDataModule",
             ),
             decode=DecodeConfig(sampler=SAMPLERS[sampler], steps=self.integer("model.num_sampling_steps", 10)),
         )
@@ -124,12 +127,12 @@ class AgentSettings(Settings):
             resize, scale = found["Resize"], found["Normalize"]
             if [*found] == ["Resize", "ScaleImageTensor", "Normalize"] and set(resize) == {"_target_", "size", "antialias"}:
                 size, mean, deviation = resize["size"], *([float(item) for item in scale[key]] for key in ("mean", "std"))
-                if resize["antialias"] is True and type(size) is int and len(mean) == len(deviation) == 3:
+                if resize["antialias"] is True and type(size) is int and size <= LONGEST and len(mean) == len(deviation) == 3:
                     return size, mean, deviation
         except MALFORMED:
             pass  # said below, with all others
         raise KinoiseError(
-            f"{self.path}: cfg.{place} is {str(steps)[:300]}; kinoise imports Resize of the shorter side with antialias, "
+            f"{self.path}: cfg.{place} is {shown(steps)}; kinoise imports Resize of the shorter side with antialias, "
             "ScaleImageTensor and Normalize, in this order, alone"
         )
 
@@ -137,7 +140,7 @@ class AgentSettings(Settings):
         """Its names of the static camera and of the gripper's."""
         names = self.get("datamodule.observation_space.rgb_obs", ["rgb_static", "rgb_gripper"])
         if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
-            raise KinoiseError(f"{self.path}: cfg.datamodule.observation_space.rgb_obs is {names!r}: expected two cameras")
+            raise KinoiseError(f"{self.path}: cfg.datamodule.observation_space.rgb_obs is {shown(names)}: expected two cameras")
         return names
 
 
@@ -149,19 +152,14 @@ def read_settings(folder: Path) -> AgentSettings:
             f"{folder}: no .hydra/config.yaml there. Give the folder of MoDE's release that holds it beside its weights"
         )
     try:
-        whole = OmegaConf.load(path)
+        whole = read_yaml(path)
         # The rest of the file is about training, and names places on a disk elsewhere.
-        value: dict[str, Any] = {"model": _resolved(whole, "model")}
-        data = {key: _resolved(whole, f"datamodule.{key}") for key in ("_target_", "transforms", "observation_space")}
+        value: dict[str, Any] = {"model": resolved(whole, ("model",))}
+        data = {key: resolved(whole, ("datamodule", key)) for key in ("_target_", "transforms", "observation_space")}
         value["datamodule"] = {key: item for key, item in data.items() if item is not None}
-    except (OSError, YAMLError, OmegaConfBaseException, *MALFORMED) as error:
-        said = " ".join(str(error).split())[:200]
+    except (OSError, KinoiseError, YAMLError, OmegaConfBaseException, *MALFORMED) as error:
+        said = " ".join(str(error).split())[:400]
         raise KinoiseError(
             f"{path}: not Hydra's settings of MoDE, model and datamodule ({type(error).__name__}: {said})"
         ) from error
     return AgentSettings(value, path)
-
-
-def _resolved(whole: Any, name: str) -> Any:
-    found = OmegaConf.select(whole, name)
-    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found

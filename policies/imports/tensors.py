@@ -13,6 +13,8 @@ from ...spec import KinoiseError
 
 SHOWN = 12
 """Names in an error, at most."""
+LONGEST = 300
+"""Characters about each."""
 
 
 class Tensors:
@@ -50,7 +52,7 @@ class Tensors:
         if problems:
             more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
             raise KinoiseError(
-                f"{self.source} does not match its settings: {'; '.join(problems[:SHOWN])}{more}. "
+                f"{self.source} does not match its settings: {'; '.join(item[:LONGEST] for item in problems[:SHOWN])}{more}. "
                 "It was written by another version or for another network: kinoise loads nothing in part."
             )
 

@@ -15,15 +15,18 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...spec import KinoiseError
+from .bounds import Budget
 
-LARGEST_PICKLE = 64 * 2**20
-"""Bytes of the pickle itself, whose storages lie beside it."""
+LARGEST_PICKLE = 4 * 2**20
+"""Bytes of the pickle itself, whose storages lie beside it: a byte of it can become some hundred of memory."""
+DIMENSIONS = 64
+"""Of a tensor, at most."""
 
 ZIP = b"PK\x03\x04"
 """What an archive begins with, and what is left of one still does."""
@@ -95,13 +98,15 @@ class Made(Fixed):
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Made:
     """Of `torch._utils._rebuild_tensor_v2`. Raises KinoiseError where it would reach out of its storage."""
-    if not isinstance(storage, Storage) or not all(type(item) is int and item >= 0 for item in (offset, *size, *stride)):
+    whole = len(size) <= DIMENSIONS and all(type(item) is int and item >= 0 for item in (offset, *size, *stride))
+    if not isinstance(storage, Storage) or not whole:
         raise KinoiseError("a tensor of the file is damaged")
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     count = len(storage.numbers)
     if 0 not in size and (last >= count or math.prod(size) > count):
         raise KinoiseError(f"a tensor of the file reaches beyond its storage of {count} numbers")
-    return Made(torch.as_strided(storage.numbers, size, stride, offset).clone())
+    # No copy: a pickle of some kilobytes can ask for thousands of tensors over one large storage.
+    return Made(torch.as_strided(storage.numbers, size, stride, offset))
 
 
 def _dictionary(*_: Any) -> OrderedDict[Any, Any]:
@@ -147,8 +152,15 @@ SETTINGS = {
 """Names that stand for themselves and are called by nothing: OmegaConf's classes, and types that it says values are of."""
 
 
+def _refused(_: Any) -> None:
+    raise KinoiseError("it holds a bytearray, which torch.save writes none of")
+
+
 class Reader(pickle._Unpickler):  # type: ignore[name-defined]
     """Nothing but what is named above. In Python, since the one in C takes memory for as many objects as a file says it has."""
+
+    # Python takes memory for as many bytes as such an object says it has.
+    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _refused}  # type: ignore[attr-defined]
 
     def __init__(self, file: io.BytesIO, storages: Callable[[Any], Storage]) -> None:
         super().__init__(file, encoding="latin1")
@@ -174,7 +186,7 @@ def read_torch(path: Path) -> Any:
     """What `torch.save` wrote to `path`, with `StandIn`s for settings. Raises KinoiseError for whatever else is in it."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read(archive)
+            return _read(archive, path.stat().st_size)
     except FileNotFoundError as error:
         raise KinoiseError(f"{path} does not exist") from error
     except zipfile.BadZipFile as error:
@@ -195,13 +207,17 @@ def read_torch(path: Path) -> Any:
         raise KinoiseError(f"{path}: its pickle is damaged ({type(error).__name__}: {error})") from error
 
 
-def _read(archive: zipfile.ZipFile) -> Any:
+def _read(archive: zipfile.ZipFile, size: int) -> Any:
+    """Args:
+    size: bytes of the archive.
+    """
     members = {item.filename: item for item in archive.infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1 or members[pickles[0]].file_size > LARGEST_PICKLE:
         raise KinoiseError(f"no file of torch.save with one data.pkl of at most {LARGEST_PICKLE >> 20} MiB")
-    if any(item.compress_type != zipfile.ZIP_STORED or item.file_size > item.compress_size for item in members.values()):
-        raise KinoiseError("its members are compressed, which those of torch.save never are")
+    stored = all(item.compress_type == zipfile.ZIP_STORED and item.file_size <= item.compress_size for item in members.values())
+    if not stored or sum(item.file_size for item in members.values()) > size:
+        raise KinoiseError("its members are compressed, or share their bytes, which those of torch.save never do")
     folder, known = pickles[0].removesuffix("data.pkl"), {}
 
     def storage(pid: Any) -> Storage:
@@ -247,20 +263,25 @@ def _key(key: Any) -> Any:
     return key
 
 
-def plain(value: Any, seen: dict[int, Any] | None = None) -> Any:
-    """Settings without stand-ins: OmegaConf's containers and nodes as dicts, lists and values. Others become None."""
-    seen = {} if seen is None else seen
-    if id(value) in seen:
-        return seen[id(value)]
-    result, seen[id(value)] = value, None  # what holds itself is nothing that settings could be
+def plain(value: Any) -> Any:
+    """Settings without stand-ins: OmegaConf's containers and nodes as dicts, lists and values. Others become None.
+
+    Raises KinoiseError for more than settings could be, see `Budget`: what a pickle shares counts wherever it occurs.
+    """
+    return _plain(value, Budget(), 0)
+
+
+def _plain(value: Any, budget: Budget, depth: int) -> Any:
+    budget.spend(value, depth)
     if isinstance(value, StandIn):
         state = value.state[0] if isinstance(value.state, tuple) and value.state else value.state
-        result = None
-        if isinstance(state, Mapping):
-            result = plain(state["_content"] if "_content" in state else state.get("_val"), seen)
-    elif isinstance(value, Mapping):
-        result = {key: plain(item, seen) for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        result = [plain(item, seen) for item in value]
-    seen[id(value)] = result
-    return result
+        if not isinstance(state, Mapping):
+            return None
+        return _plain(state["_content"] if "_content" in state else state.get("_val"), budget, depth + 1)
+    if isinstance(value, Mapping):
+        for key in value:
+            budget.spend(key, depth)
+        return {key: _plain(item, budget, depth + 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, budget, depth + 1) for item in value]
+    return value if isinstance(value, (str, bytes, int, float)) else None
