@@ -12,7 +12,7 @@ LARGEST = 2**20
 LARGEST_FLOAT = 1e30
 LONGEST = 4096
 """Actions of a plan, or observations before one: networks hold tables of every pair of them."""
-MOST = 2**20
+MOST = 2**17
 """Values and characters of settings, each as often as it occurs."""
 DEEPEST = 64
 """Containers within each other."""

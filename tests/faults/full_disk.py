@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lerobot_unets
 import numpy as np
 from kinoise import cli
 from kinoise.data import Episode, write_store
@@ -24,6 +25,7 @@ from kinoise.data.replay import ReplayStore
 from kinoise.deploy.control import RESERVE
 from kinoise.deploy.trace import TraceWriter
 from kinoise.policies.checkpoint import save_policy
+from kinoise.policies.imports import export_lerobot
 from kinoise.spec import Feature, KinoiseError, Spec
 from mapped_worlds import POINT, write
 from small_policies import fitting
@@ -143,6 +145,15 @@ def main(place: Path, small: Path) -> dict[str, Any]:
     found["train"]["checkpoints"] = steps
     (small / "run" / "metrics.jsonl").write_text("")
     subprocess.run(["rm", "-rf", str(small / "run")], check=True)
+    subprocess.run(["rm", "-rf", str(small / "run"), str(small / "control")], check=True)
+    (place / "theirs").mkdir()
+    export_lerobot(lerobot_unets.small(), place / "theirs")
+    bring = ["import", str(place / "theirs"), "rate=10"]
+    assert cli.main([*bring, f"out={place / 'ours'}"]) == 0
+    for name, arguments in {"import": bring, "export": ["export-lerobot", str(place / "ours")]}.items():
+        for left in (8 << 10, 64 << 10):  # within the weights, and within what goes before or after them
+            with filled(small, left):
+                found[f"{name} {left}"] = command(small, *arguments, f"out={small / 'new'}")
     subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True)
     found["read-only convert"] = command(small, "convert", str(place / "data"), str(small / "b"), "format=zarr")
     found["read-only train"] = command(small, *train, f"out={small / 'run'}")

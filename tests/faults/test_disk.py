@@ -63,7 +63,7 @@ def test_a_full_disk_ends_a_trace_and_says_what_it_lacks(full: dict[str, Any]) -
 
 def test_a_full_disk_keeps_the_checkpoints_that_are_there(full: dict[str, Any]) -> None:
     assert full["train"]["code"] == 1
-    assert "ree some space" in full["train"]["said"]
+    assert "the disk is full" in full["train"]["said"]
     assert full["train"]["checkpoints"]
 
 
@@ -99,6 +99,15 @@ def test_a_control_loop_does_not_begin_without_that_room(full: dict[str, Any]) -
     assert full["control at once"]["code"] == 1
     assert "the disk is full" in full["control at once"]["said"]
     assert full["control at once"]["left"] == ["filler"]
+
+
+@pytest.mark.parametrize("left", [8 << 10, 64 << 10])
+@pytest.mark.parametrize("name", ["import", "export"])
+def test_a_full_disk_under_a_policy_is_one_line_and_leaves_nothing(full: dict[str, Any], name: str, left: int) -> None:
+    found = full[f"{name} {left}"]
+    assert found["code"] == 1
+    assert "the disk is full" in found["said"]
+    assert found["left"] == ["filler"]
 
 
 @pytest.mark.parametrize("name", ["convert", "train", "collect", "eval", "control"])
