@@ -140,13 +140,15 @@ def unfinished(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name}.unfinished-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError, KinoiseError), claimed(left, "writes"):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError), _opened(left) as descriptor:
+            if _lock(descriptor):
+                shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as stack:
         while True:
             temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-            with suppress(FileNotFoundError, KinoiseError):  # before it had its lock, another process removed it
-                if os.fstat(stack.enter_context(claimed(temporary, "writes"))).st_nlink:
+            with suppress(FileNotFoundError):  # before it had its lock, another process removed it
+                descriptor = stack.enter_context(_opened(temporary))
+                if _lock(descriptor) and os.fstat(descriptor).st_nlink:
                     break
         stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         temporary.chmod(0o755)

@@ -91,7 +91,7 @@ def test_no_more_run_at_once_than_asked(tmp_path: Path):
 
     launcher = Watching(0)
     assert len(list(run(launcher, [job(tmp_path, "--version")] * 3, at_once=1))) == 3
-    assert most == 1
+    assert most <= 1  # a busy machine may come to look when it has ended
 
 
 def test_whoever_stops_listening_ends_the_jobs(tmp_path: Path):

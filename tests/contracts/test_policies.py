@@ -165,9 +165,10 @@ def test_a_wrong_config_says_what_is_wrong(saved: Path, change: dict, message: s
 def test_no_checkpoint_and_wrong_settings(tmp_path: Path, saved: Path) -> None:
     with pytest.raises(KinoiseError, match="no checkpoint there"):
         load_policy(tmp_path / "nowhere")
-    (tmp_path / "kinoise.json").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "kinoise.json").write_text("{}")
     with pytest.raises(KinoiseError, match="It is a data set"):
-        load_policy(tmp_path)
+        load_policy(tmp_path / "data")
     with pytest.raises(KinoiseError, match="sampler"):
         load_policy(saved, decode={"sampler": "magic"})
     with pytest.raises(KinoiseError, match="the data hold"):

@@ -94,19 +94,23 @@ def test_a_name_with_a_patterns_letters_is_taken_as_it_is(tmp_path: Path) -> Non
 def test_one_that_another_removed_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kinoise import files
 
-    locked, given = files.claimed, []
+    opened, lock, given = files._opened, files._lock, []
 
-    def late(path: Path, doing: str):
+    def late(path: Path):
         given.append(path)
         if len(given) == 1:
             path.rmdir()
-        if len(given) == 2:
-            raise KinoiseError("another process writes there")
-        return locked(path, doing)
+        return opened(path)
 
-    monkeypatch.setattr(files, "claimed", late)
+    def taken(descriptor: int) -> bool:
+        if len(given) == 3:
+            given[-1].rmdir()
+        return len(given) != 2 and lock(descriptor)
+
+    monkeypatch.setattr(files, "_opened", late)
+    monkeypatch.setattr(files, "_lock", taken)
     make_directory(tmp_path / "data")
-    assert len(given) == 3
+    assert len(given) == 4
     assert (tmp_path / "data" / "whole").read_text() == "all of it"
 
 
