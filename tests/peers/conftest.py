@@ -34,11 +34,11 @@ def lerobot_python() -> Path:
 
 @pytest.fixture(scope="session")
 def lerobot(lerobot_python: Path) -> Callable[..., None]:
-    """Runs a script, given its path and arguments, with that Python."""
+    """Runs a script with that Python, given its path and arguments: a command, a folder, a file, maybe further such pairs."""
 
-    def run(script: Path, command: str, folder: Path, file: Path) -> None:
+    def run(script: Path, command: str, folder: Path, file: Path, *more: Path) -> None:
         offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(file.parent / "hf"), "OMP_NUM_THREADS": "1", "SVT_LOG": "1"}
-        words = [str(lerobot_python), str(script), command, str(folder), str(file)]
+        words = [str(lerobot_python), str(script), command, *map(str, (folder, file, *more))]
         done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False, env=os.environ | offline)
         assert done.returncode == 0, done.stderr[-2000:]
 

@@ -1,4 +1,6 @@
-"""LeRobot's own DiffusionPolicy, in its own environment: `lerobot_policy_script.py make|plan FOLDER FILE`. Imports no kinoise.
+"""LeRobot's own DiffusionPolicy, in its own environment: `lerobot_policy_script.py make|plan FOLDER FILE ...`.
+
+Imports no kinoise; importing LeRobot takes longer than all else, so it takes any number of such pairs.
 
 make: FILE is JSON with its settings and `seed`; FOLDER gets a checkpoint with random weights and statistics, as LeRobot 0.4
     writes it, or, with `buried`, as LeRobot 0.3 did: statistics among the weights.
@@ -107,4 +109,6 @@ def plan(folder: Path, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "plan": plan}[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
+    command, places = {"make": make, "plan": plan}[sys.argv[1]], [Path(item) for item in sys.argv[2:]]
+    for one, other in zip(places[::2], places[1::2], strict=True):
+        command(one, other)

@@ -75,31 +75,50 @@ def asked(policy: Policy, rows: int = 2) -> dict[str, torch.Tensor]:
     return found
 
 
-def gap(lerobot: Callable[..., None], policy: Policy, folder: Path, file: Path) -> float:
-    """The largest difference from LeRobot's plan with the checkpoint in `folder`, in half ranges of the actions."""
-    assert isinstance(policy, DiffusionPolicy)
-    values = asked(policy)
+def give(policy: Policy, folder: Path) -> Path:
+    """A file with observations by LeRobot's names, for the checkpoint in `folder`, and the noise of a plan by `policy`."""
+    values, file = asked(policy), folder.with_name(f"{folder.name}_given") / "given.npz"
     names = {our_key(name): name for name in json.loads((folder / "config.json").read_text())["input_features"]}
     theirs = {names[key]: item.permute(0, 1, 4, 2, 3) / 255 if item.ndim == 5 else item for key, item in values.items()}
+    assert isinstance(policy, DiffusionPolicy)
     gen, shape = torch.Generator().manual_seed(7), (2, policy.length, policy.spec.action_dim)
     noise = normal(shape, gen)
     later = torch.stack([normal(shape, gen) for _ in range(policy.config.decode.steps)])
+    file.parent.mkdir()
     np.savez(file, noise=noise.numpy(), later=later.numpy(), **{name: item.numpy() for name, item in theirs.items()})
-    lerobot(SCRIPT, "plan", folder, file)
+    return file
+
+
+def gap(policy: Policy, file: Path) -> float:
+    """The largest difference from LeRobot's plan with the same noise, in half ranges of the actions."""
     expected = torch.from_numpy(np.load(file.with_name("plan.npz"))["plan"])
-    found = policy.plan(Observation(values), torch.Generator().manual_seed(7)).actions
+    found = policy.plan(Observation(asked(policy)), torch.Generator().manual_seed(7)).actions
     low, high = torch.tensor(policy.stats["action"].min), torch.tensor(policy.stats["action"].max)
     assert found.std() > 0.05 * (high - low).mean()
     return float(((found - expected) / ((high - low) / 2)).abs().max())
 
 
+@pytest.fixture(scope="module")
+def planned(lerobot: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Policy, list[Path]]]:
+    """By case LeRobot's checkpoint, imported, and where LeRobot's plans are: with it and, of some, with its export."""
+    place = tmp_path_factory.mktemp("cases")
+    for case, settings in CASES.items():
+        (place / f"{case}.json").write_text(json.dumps({"seed": 0, **SMALL, **settings}))
+    lerobot(SCRIPT, "make", *(path for case in CASES for path in (place / case, place / f"{case}.json")))
+    found, pairs = {}, []
+    for case in CASES:
+        policy, folders = import_policy("lerobot", place / case, Robot(10.0)).policy, [place / case]
+        if case in ("ddpm", "ddim", "linear"):
+            export_lerobot(policy, place / f"{case}_back")
+            folders.append(place / f"{case}_back")
+        files = [give(policy, folder) for folder in folders]
+        found[case], pairs = (policy, files), [*pairs, *zip(folders, files, strict=True)]
+    lerobot(SCRIPT, "plan", *(path for pair in pairs for path in pair))
+    return found
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_an_imported_policy_plans_as_lerobots(lerobot, tmp_path, case):
-    (tmp_path / "case.json").write_text(json.dumps({"seed": 0, **SMALL, **CASES[case]}))
-    lerobot(SCRIPT, "make", tmp_path / "theirs", tmp_path / "case.json")
-    policy = import_policy("lerobot", tmp_path / "theirs", Robot(10.0)).policy
-    close = AMPLIFIED if case == "linear" else CLOSE
-    assert gap(lerobot, policy, tmp_path / "theirs", tmp_path / "given.npz") < close
-    if case in ("ddpm", "ddim", "linear"):
-        export_lerobot(policy, tmp_path / "back")
-        assert gap(lerobot, policy, tmp_path / "back", tmp_path / "given.npz") < close
+def test_an_imported_policy_plans_as_lerobots(planned, case):
+    policy, files = planned[case]
+    for file in files:
+        assert gap(policy, file) < (AMPLIFIED if case == "linear" else CLOSE)
