@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+from kinoise import envs
 from kinoise.eval.evaluate import evaluate
 from kinoise.eval.ledger import LEDGER
 from line_world import make
@@ -17,6 +19,25 @@ MEASURED = ("plan_ms", "plan_batch", "plans", "plan_ms_batch1")
 """What `decode_cost` holds besides what the episodes decide."""
 TIMES = ("wall_s", "env_steps_per_s", "rollout")
 UNTIMED = "uniform:0.03,0.1"
+
+
+def on_the_line(patch: pytest.MonkeyPatch) -> None:
+    """Until `patch` is undone the tasks are these."""
+    patch.setattr(envs, "tasks", TASKS.__getitem__)
+
+
+def weights(directory: Path) -> Path:
+    """`directory` as the checkpoint that evaluations name: nobody loads it."""
+    (directory / "ema.safetensors").write_bytes(b"weights")
+    return directory
+
+
+def unbroken(out: Path, checkpoint: Path) -> Path:
+    """`out`, after an evaluation that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as patch:
+        on_the_line(patch)
+        play(out, checkpoint)
+    return out
 
 
 def play(out: Path, checkpoint: Path, **changes: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kinoise import envs
 from kinoise.config import UsageError
 from kinoise.eval.ledger import LEDGER, read_ledger
 from kinoise.eval.progress import EpisodeProgress
@@ -21,29 +20,22 @@ from kinoise.files import claimed
 from kinoise.spec import KinoiseError
 from line_world import make_slow
 from rich.console import Console
-from short_evaluations import EPISODES, TASKS, cut, decided, lines, play
+from short_evaluations import EPISODES, cut, decided, lines, on_the_line, play, unbroken, weights
 
 
 @pytest.fixture(autouse=True)
 def _line_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs, "tasks", TASKS.__getitem__)
+    on_the_line(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    (directory / "ema.safetensors").write_bytes(b"weights")
-    return directory
+    return weights(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """An unbroken evaluation."""
-    out = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(envs, "tasks", TASKS.__getitem__)
-        play(out, checkpoint)
-    return out
+    return unbroken(tmp_path_factory.mktemp("whole"), checkpoint)
 
 
 @pytest.fixture
@@ -136,8 +128,8 @@ def test_where_no_episode_came_to_a_plan_the_result_is_shown(whole: Path):
 def test_a_killed_evaluation_goes_on(tmp_path: Path, whole: Path, checkpoint: Path):
     out = tmp_path / "out"
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_eval_resume as t; "
-        "t.envs.tasks = t.TASKS.__getitem__; t.play(Path(sys.argv[2]), Path(sys.argv[3]), make=t.make_slow)"
+        "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import line_world, short_evaluations as t; "
+        "t.envs.tasks = t.TASKS.__getitem__; t.play(Path(sys.argv[2]), Path(sys.argv[3]), make=line_world.make_slow)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(out), str(checkpoint)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kinoise import envs
 from kinoise.config import UsageError
 from kinoise.eval.ledger import LEDGER, read_ledger
 from kinoise.eval.merge import main, merge
@@ -19,29 +18,22 @@ from kinoise.eval.slot import Job, Outcome, Terms
 from kinoise.eval.until import Until
 from kinoise.spec import KinoiseError
 from rich.console import Console
-from short_evaluations import EPISODES, TASKS, cut, decided, lines, play
+from short_evaluations import EPISODES, TASKS, cut, decided, lines, on_the_line, play, unbroken, weights
 
 
 @pytest.fixture(autouse=True)
 def _line_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs, "tasks", TASKS.__getitem__)
+    on_the_line(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    (directory / "ema.safetensors").write_bytes(b"weights")
-    return directory
+    return weights(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Path:
-    """An unbroken evaluation."""
-    out = tmp_path_factory.mktemp("whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(envs, "tasks", TASKS.__getitem__)
-        play(out, checkpoint)
-    return out
+    return unbroken(tmp_path_factory.mktemp("whole"), checkpoint)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
