@@ -153,7 +153,8 @@ def _tree(out: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of what there is at `out` and of what begins with its name beside it."""
     found = []
     for top in [out, *out.parent.glob(f"{out.name}.*"), *out.parent.glob(f".{out.name}.*")]:
-        for item in (top, *top.rglob("*")):
+        inside = (Path(place, name) for place, *names in os.walk(top) for name in (*names[0], *names[1]))
+        for item in (top, *inside):  # by walk, which passes over a folder that is removed meanwhile
             with suppress(OSError):
                 at = item.stat()
                 found.append((str(item), at.st_size, at.st_mtime_ns))
