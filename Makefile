@@ -85,5 +85,5 @@ check: $(VENV)/tested
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(BIN)/pytest -m alone

@@ -13,6 +13,7 @@ from jaxtyping import Int64
 from omegaconf import MISSING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import track
 from rich.table import Column, Table
 
 from ..config import UsageError, check_seed, parse
@@ -139,6 +140,7 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
     )
     cold, places = policy.config.decode, _places(store, execute, settings)
     windows = Windows(store, policy.config.chunk, policy.config.history, keys=list(policy.spec.observations))
+    parts = np.array_split(places, -(-len(places) // settings.batch_size))
     ways = {(level, steps): (0.0, 0.0) for steps in settings.steps for level in settings.levels}
     spent, apart = 0.0, 0.0
 
@@ -150,14 +152,16 @@ def calibrate(policy: Policy, store: EpisodeStore, settings: Settings) -> tuple[
         return ((a.actions - b.actions)[:, :execute] * scale).square().mean((1, 2)).sqrt().sum().item()
 
     try:
-        for chosen in np.array_split(places, -(-len(places) // settings.batch_size)):
+        for number, chosen in enumerate(parts, 1):
             before, *on = (windows.batch(chosen + count * execute).observation for count in range(settings.replans + 1))
             plain = replace(cold, warm=1.0)
             first = [plan(before, plain, turn) for turn in (0, 1)]
             full = [plan(on[-1], plain, turn) for turn in (2, 3)]
             spread = gap(*full)
             spent, apart = spent + _cost(full[0]), apart + spread
-            for (level, steps), (cost, distance) in ways.items():
+            said = f"ways to replan, part {number} of {len(parts)}"
+            for level, steps in track(ways, said, console=Console(stderr=True)):
+                cost, distance = ways[level, steps]
                 if math.isinf(distance):
                     continue
                 warm = replace(cold, warm=level, warm_steps=steps, gate=None)

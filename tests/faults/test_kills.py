@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.mark.parametrize("name", ["convert", "cache", "control"])
 def test_killed_and_begun_again_it_comes_to_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
