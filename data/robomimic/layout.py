@@ -16,6 +16,7 @@ import numpy as np
 from h5py import h5a, h5d, h5g, h5l, h5o, h5t  # type: ignore[attr-defined]
 
 from ...spec import KinoiseError
+from .probe import PROBER
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 ACTIONS, OBS, NEXT_OBS = "actions", "obs", "next_obs"
@@ -188,6 +189,8 @@ def contents(path: Path, wanted: tuple[str, ...], chosen: str | None, report: Ca
     Raises:
         KinoiseError: the file can't be read, has no demonstrations, or no such filter, or that lists none.
     """
+    with readable(str(path)):
+        PROBER.walk(path)
     with opened(path) as file, readable(str(path)):
         there = dict(members(file.id))
         if not there.get("data") or not isinstance(file["data"], h5py.Group):
