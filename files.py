@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -135,17 +135,14 @@ def write_large_file(path: Path, write: Callable[[Path], object]) -> None:
 def unfinished(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path`, which is gone after the block unless it was moved.
 
-    Whoever makes one holds a lock on it: those without are a killed process's, and are removed first.
+    Whoever makes one holds a lock on it: those without are a killed process's, and are removed first. Its name has this
+    machine's in it, since a folder's lock is not seen by others that share the disk (NFS): theirs are left alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.unfinished-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError), _opened(left) as descriptor:
-            if _lock(descriptor):
-                shutil.rmtree(left, ignore_errors=True)
+    _remove_unfinished(path)
     with ExitStack() as stack:
         while True:
-            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
+            temporary = Path(tempfile.mkdtemp(prefix=_unfinished(path), dir=path.parent))
             with suppress(FileNotFoundError):  # before it had its lock, another process removed it
                 descriptor = stack.enter_context(_opened(temporary))
                 if _lock(descriptor) and os.fstat(descriptor).st_nlink:
@@ -231,8 +228,8 @@ def _awaited(path: Path, doing: str) -> Iterator[int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | flags)
     try:
         yield descriptor
     finally:
@@ -251,8 +248,27 @@ def _lock(descriptor: int) -> bool:
 def clear(*paths: Path) -> None:
     """Removes what killed processes left of `write_file` and `new_directory`. For whoever has claimed the folder of `paths`."""
     for path in paths:
-        for left in path.parent.glob(f".{path.name}.*{path.suffix}"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in _left(path.parent, f".{path.name}.", path.suffix):
+            if left.is_file() and not left.is_symlink():
+                left.unlink()
+        _remove_unfinished(path)
+
+
+def _unfinished(path: Path) -> str:
+    return f".{path.name}.unfinished-{socket.gethostname()}-"
+
+
+def _remove_unfinished(path: Path) -> None:
+    for left in _left(path.parent, _unfinished(path)):
+        with suppress(OSError), _opened(left, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
+            if _lock(descriptor):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _left(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
+    """What is in `folder` under names that `tempfile` makes of these."""
+    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}" + re.escape(suffix))
+    return [item for item in folder.iterdir() if name.fullmatch(item.name)] if folder.is_dir() else []
 
 
 def link(path: Path, target: str) -> None:

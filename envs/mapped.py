@@ -136,9 +136,15 @@ class MappedEnv(Env):
 
     def _probe(self) -> None:
         """Raises KinoiseError when a reset with the same seed begins differently from the first, or a step ends otherwise."""
-        first = self._observation()
+        first, asked = self._observation(), self._asked
         after = self._probe_step()
         self._draw(PROBE)
+        if self._asked != asked:
+            raise self._map.error(
+                "instruction.info",
+                f"reset(seed={PROBE}) asked for '{asked}', the second time for '{self._asked}': episodes of {self._map.id} "
+                "can't be repeated. An environment has to draw from its np_random alone.",
+            )
         self._require_same(f"reset(seed={PROBE}) began", first, self._observation())
         self._require_same(f"a step after reset(seed={PROBE}) ended", after, self._probe_step())
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..spec import KinoiseError, Spec
 from .base import Env
-from .mapping import digest, is_mapping
+from .mapping import digest, is_mapping, parse, read
 from .remote.place import split
 
 ENVS = {
@@ -124,8 +124,17 @@ def tasks(env: str) -> tuple[str, ...]:
 
 
 def instruction(task: str) -> str:
-    """What `task`, a full id, asks for; without building it. Raises KinoiseError when there is no such task."""
+    """What `task`, a full id, asks for; without building it.
+
+    Raises KinoiseError when there is no such task, and for a mapping file that lies elsewhere or leaves it to the environment.
+    """
     found = _find(task)
+    if is_mapping(found.name):
+        said = None if found.place else parse(task, read(task)).instruction
+        if not isinstance(said, str):
+            why = "the file lies on another machine" if found.place else "the environment draws them (instruction.info)"
+            raise KinoiseError(f"{task}: what it asks for is not known beforehand, {why}. Give data=, demonstrations of it.")
+        return said
     return _load(found.simulator).TASKS[found.name]
 
 

@@ -97,6 +97,9 @@ class Point(gymnasium.Env):
         gen = np.random.default_rng() if self.trouble == "unseeded" else self.np_random
         self.place, self.goal, self.steps = gen.uniform(-1, 1, 1), gen.uniform(-1, 1, 1), 0
         asked = "" if self.trouble == "speechless" else f"go {'right' if self.goal[0] > 0 else 'left'}"
+        if self.trouble == "fickle":
+            self.ever += 1
+            asked = f"go {self.ever} times"
         return self.seen(), {"asked": asked}
 
     def seen(self):

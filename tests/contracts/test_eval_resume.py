@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 import pytest
@@ -103,16 +104,23 @@ def test_a_simulator_that_is_gone_for_good_ends_the_evaluation(tmp_path: Path, c
 
 
 def test_two_evaluations_into_one_folder_are_refused(tmp_path: Path, checkpoint: Path):
-    halves = [".episodes.jsonl.a1b2.jsonl", ".result.json.a1b2.json", ".videos.a1b2"]
-    for name in halves[:2]:
+    halves = [".episodes.jsonl.a1b2c3d4.jsonl", ".result.json.a1b2c3d4.json", f".videos.unfinished-{gethostname()}-a1b2c3d4"]
+    somebodys = [".notes.json", ".result.json.bak.json", ".videos.mine"]
+    for name in (*halves[:2], *somebodys):
         (tmp_path / name).touch()
     (tmp_path / halves[2]).mkdir()
-    (tmp_path / ".notes.json").touch()
+    (tmp_path / ".videos.linked").symlink_to(".")
     with claimed(tmp_path, "evaluates"), pytest.raises(KinoiseError, match="another process evaluates there"):
         play(tmp_path, checkpoint, env="line/go")
     assert all((tmp_path / name).exists() for name in halves), "the other process may be writing them"
     play(tmp_path, checkpoint, env="line/go")
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".notes.json", LEDGER, "result.json"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == [
+        *somebodys[:2],
+        ".videos.linked",
+        ".videos.mine",
+        LEDGER,
+        "result.json",
+    ]
 
 
 def test_where_no_episode_came_to_a_plan_the_result_is_shown(whole: Path):

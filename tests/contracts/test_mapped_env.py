@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from acting import WithoutSpec
 from gymnasium.utils.env_checker import check_env
-from kinoise.envs import Env, episode_seed, make, showing, tasks
+from kinoise.envs import Env, episode_seed, instruction, make, showing, tasks
 from kinoise.envs.mapping import parse, read
 from kinoise.eval.collect import main as collect
+from kinoise.eval.simulated import simulated
 from kinoise.spec import KinoiseError
 from mapped_worlds import PENDULUM, POINT, PUSHT, REACHER, write
 
@@ -165,6 +166,14 @@ def test_an_episodes_instruction_is_what_the_environment_asked_for(tmp_path: Pat
     assert len(said) == 2
 
 
+def test_what_is_asked_for_is_known_beforehand_where_the_file_says_it(tmp_path: Path) -> None:
+    said, drawn = write(tmp_path, POINT), write(tmp_path, POINT, "drawn.yaml", instruction={"info": "asked"})
+    assert simulated(said, (), 84)[1] == (POINT["instruction"],)
+    for unknown, why in ((drawn, "instruction.info"), (f"ws://localhost:9999/{said}", "another machine")):
+        with pytest.raises(KinoiseError, match=f"{why}.*Give data="):
+            instruction(unknown)
+
+
 def test_a_state_is_made_of_several_entries_in_their_order(tmp_path: Path) -> None:
     apart = make(write(tmp_path, POINT))
     both = {"from": ["goal", "robot.place"], "names": ["goal", "place"], "unit": "m"}
@@ -198,6 +207,10 @@ def change(**changes: Any) -> dict[str, Any]:
         (
             change(instruction={"info": "asked"}, gymnasium__kwargs__trouble="speechless"),
             "instruction.info: expected a text as 'asked' in the info of reset, came ''",
+        ),
+        (
+            change(instruction={"info": "asked"}, gymnasium__kwargs__trouble="fickle"),
+            "instruction.info: .* asked for 'go 1 times', the second time for 'go [0-9]+ times'",
         ),
         (change(observations__state__from=["goal", "place"]), "no entry 'place'; there are robot.place, goal"),
         (change(observations=None), "observations: expected at least one"),

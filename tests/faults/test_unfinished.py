@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,24 +73,32 @@ def test_what_is_still_written_stays(make: Callable[[Path], None], writing: subp
 
 @pytest.mark.parametrize("make", WRITERS)
 def test_what_belongs_to_others_stays(make: Callable[[Path], None], tmp_path: Path) -> None:
+    host = socket.gethostname()
     names = [
         ".data",
         ".data.original",
-        ".data2.unfinished-abcdefgh",
-        ".data.zarr.unfinished-abcdefgh",
-        "data.unfinished-abcdefgh",
+        ".data.unfinished-thesis",
+        ".data.unfinished-another.machine-abcdefgh",
+        f".data2.unfinished-{host}-abcdefgh",
+        f".data.zarr.unfinished-{host}-abcdefgh",
+        f"data.unfinished-{host}-abcdefgh",
     ]
     for name in names:
         (tmp_path / name).mkdir()
+    fifo, linked = f".data.unfinished-{host}-fifofifo", f".data.unfinished-{host}-linklink"
+    os.mkfifo(tmp_path / fifo)
+    (tmp_path / linked).symlink_to(names[0])
+    names += [fifo, linked]
     make(tmp_path / "data")
     assert {item.name for item in tmp_path.iterdir()} == {"data", *names}
 
 
 def test_a_name_with_a_patterns_letters_is_taken_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / ".data1.unfinished-abcdefgh").mkdir()
-    (tmp_path / ".data[12].unfinished-abcdefgh").mkdir()
+    other, own = (f".{name}.unfinished-{socket.gethostname()}-abcdefgh" for name in ("data1", "data[12]"))
+    (tmp_path / other).mkdir()
+    (tmp_path / own).mkdir()
     make_directory(tmp_path / "data[12]")
-    assert {item.name for item in tmp_path.iterdir()} == {"data[12]", ".data1.unfinished-abcdefgh"}
+    assert {item.name for item in tmp_path.iterdir()} == {"data[12]", other}
 
 
 def test_one_that_another_removed_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
