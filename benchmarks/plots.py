@@ -44,14 +44,15 @@ def points(difference: dict[str, float]) -> str:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """A row for each policy's way to plan."""
     lines = [
-        "| policy | plan | success, % | difference to full, points | evaluations | computed | times faster than full | ms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| policy | plan | success, % | difference to full, points | evaluations | computed | times faster than full | ms | "
+        "actions carried out | ms each |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for item in found:
         for name, row in item["rows"].items():
             success, difference, faster = row.get("success"), row.get("difference"), row["faster"]["full"]
             cells = [
-                item["label"],
+                f"{item['label']} ({row['n']} episodes)" if success else item["label"],
                 f"`{name}`",
                 percent(success["rate"]) if success else "",
                 points(difference) if difference and name != "full" else "",
@@ -59,6 +60,8 @@ def table(found: Sequence[dict[str, Any]]) -> str:
                 f"{row['computed']:.0%}",
                 f"{faster['ratio']:.2f} ({faster['ratio_q25']:.2f} to {faster['ratio_q75']:.2f})" if name != "full" else "1",
                 f"{row['plan_ms']['median']:.1f}",
+                str(row["execute"]),
+                f"{row['ms_per_action']:.2f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
