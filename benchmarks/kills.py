@@ -76,10 +76,12 @@ class Runner:
         """The result of a run that nobody disturbs, whose duration the moments are drawn from."""
         with self._started(out, again=False) as process:
             began = self._wait_for_change(process, out)
+            while process.poll() is None and not self.work.finished(out):
+                time.sleep(0.005)
+            self.span = max(0.05, time.monotonic() - began)
             said = process.communicate(timeout=PATIENCE_S)[1]
             if process.returncode:
                 raise SystemExit(f"the command failed before anything was killed:\n{said}")
-        self.span = max(0.05, time.monotonic() - began)
         return self.work.result(out)
 
     def chain(self, out: Path, most: int) -> int:
