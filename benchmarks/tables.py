@@ -215,6 +215,41 @@ def control(results: Path) -> str:
     return f"{about}\n\n{rows(('target', 'wanted', 'found', 'met'), body)}"
 
 
+def kills(results: Path) -> str:
+    body = []
+    for path in sorted(results.glob("kills*.json")):
+        for name, one in read_json(path)["commands"].items():
+            killed = one["kills"], one["first_process_alone"], one["works"]
+            body.append(
+                (f"`{name}`", *killed, one["other_result"], len(one["wrong"]), len(one["left_behind"]), source(path.stem))
+            )
+    head = ("command", "killed", "its first process alone", "works", "other results", "torn or going on", "files left", "file")
+    return rows(head, body)
+
+
+def fuzz(results: Path) -> str:
+    body = []
+    for path in sorted(results.glob("fuzz_*.json")):
+        found = read_json(path)
+        lines = f"{found['coverage']['lines']} of {found['coverage']['of']}"
+        bad = len(found["findings"]) + len(found["ended_early"])
+        body.append((f"`{found['settings']['target']}`", f"{found['inputs']:,}", bad, lines, found["edges"], source(path.stem)))
+    return rows(("what reads", "inputs", "findings", "lines reached", "edges", "file"), body)
+
+
+def soak(results: Path) -> str:
+    body = []
+    for path in sorted(results.glob("soak_*.json")):
+        record = read_json(path)
+        for name, one in record["found"].items():
+            by = [f"{100 * one[key] / one['median']:+.2f}" for key in ("slope_per_hour", "low", "high")]
+            limit = f"{100 * record['bounds_per_hour'][name]:g} %"
+            unit = record["unit"].get(name, "")
+            shown = f"{one['median']:.1f} {unit}".strip(), f"{by[0]} % ({by[1]} to {by[2]})", limit, one["verdict"]
+            body.append((record["side"], name, *shown, source(path.stem)))
+    return rows(("side", "series", "median", "change in an hour", "allowed", "verdict", "file"), body)
+
+
 def origins(results: Path) -> str:
     body = []
     for path in sorted(results.glob("[!.]*.json")):
@@ -238,5 +273,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "data": data,
     "overhead": overhead,
     "control": control,
+    "kills": kills,
+    "fuzz": fuzz,
+    "soak": soak,
     "origins": origins,
 }
