@@ -149,11 +149,13 @@ def medians(times: Sequence[float], values: Sequence[float], every: float) -> di
     return {name: (np.array([a for a, _ in items]), np.array([b for _, b in items])) for name, items in found.items()}
 
 
-def figures(watch: Watch, times: Sequence[float], latencies: Sequence[float], every: float) -> dict[str, Any]:
+def figures(watch: Watch, times: Sequence[float], latencies: Sequence[float], every: float, seconds: float) -> dict[str, Any]:
+    """Of the first `seconds`: what comes later is of processes that end, and an interval's beginning."""
     series = {name: (np.array(watch.times), np.array(values)) for name, values in watch.values.items()}
     series |= medians(times, latencies, every)
+    series = {name: (at[at < at[:1] + seconds], values[at < at[:1] + seconds]) for name, (at, values) in series.items()}
     found = {name: verdict(*pair, BOUNDS[name]) for name, pair in series.items()}
-    thin = {name: [round(float(item), 3) for item in pair[1][:: max(1, len(pair[1]) // 60)]] for name, pair in series.items()}
+    thin = {name: [round(float(item), 3) for item in pair[1][:: -(-len(pair[1]) // 60) or 1]] for name, pair in series.items()}
     return {"unit": {"memory": "MiB", "latency": "ms", "p95": "ms"}, "found": found, "series": thin}
 
 
@@ -192,7 +194,7 @@ def soaked_server(settings: Settings, policy: Path, every: float) -> dict[str, A
         "plans": len(latencies),
         "errors": len(errors),
         "first_errors": errors[:3],
-        **figures(watch, times, latencies, every),
+        **figures(watch, times, latencies, every, settings.seconds),
     }
 
 
@@ -224,7 +226,7 @@ def soaked_controller(settings: Settings, place: Path, every: float) -> dict[str
     kept_figures = {
         key: result[key] for key in ("ticks", "missed", "plans", "expired", "rungs", "errors", "late_ms", "work_ms")
     }
-    return {"exit": process.returncode, **kept_figures, **figures(watch, times, latencies, every)}
+    return {"exit": process.returncode, **kept_figures, **figures(watch, times, latencies, every, settings.seconds)}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -81,7 +81,11 @@ def main(argv: Sequence[str]) -> int:
     with planning(settings, settings.seed) as plans:
         make = partial(envs.showing(plans.served.spec), task)
         kept = reserved(out, _room(settings.seconds * settings.rate))
-        with output_directory(out), kept, closing(SimRobot(make, settings.rate, settings.seed)) as robot:
+        with (
+            output_directory(out),
+            kept,
+            closing(SimRobot(make, settings.rate, settings.seed, recorded=settings.video)) as robot,
+        ):
             (out / "control.json").unlink(missing_ok=True)  # of a run before: what a killed one leaves is not its own
             result, record = _run(settings, plans, robot, out)
     write_json(out / "control.json", result)

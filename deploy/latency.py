@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..spec import KinoiseError
+from .ring import Ring
 
 WINDOW = 40
 QUANTILE = 0.95
@@ -122,7 +123,9 @@ class Stop:
 
 
 KEPT = 200_000
-"""Ticks, and plans, whose times a record keeps, the newest: an hour at 50 Hz in some 50 MB. Counts are of the whole run."""
+"""Ticks, and plans, whose times a record keeps, the newest: an hour at 50 Hz, in 12 MB. Counts are of the whole run."""
+OUTCOMES = ("used", "expired", "stale", "nan")
+ARRIVAL = np.dtype([("tick", np.int64), ("delay", np.int64), ("seconds", np.float64), ("nfe", np.int64), ("outcome", np.uint8)])
 
 
 @dataclass
@@ -142,7 +145,6 @@ class Record:
         begins: when each tick began, seconds on the loop's clock.
         late: how long after its deadline each tick began, seconds.
         work: how long each tick took, seconds.
-        arrivals: the plans that came back, in order.
     """
 
     period: float
@@ -154,10 +156,10 @@ class Record:
     outcomes: Counter[str] = field(default_factory=Counter)
     stops: list[Stop] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
-    begins: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    work: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
-    arrivals: deque[Arrival] = field(default_factory=lambda: deque(maxlen=KEPT))
+    begins: Ring = field(default_factory=lambda: Ring(KEPT))
+    late: Ring = field(default_factory=lambda: Ring(KEPT))
+    work: Ring = field(default_factory=lambda: Ring(KEPT))
+    _arrivals: Ring = field(default_factory=lambda: Ring(KEPT, ARRIVAL))
 
     def add_tick(self, begin: float, late: float, work: float) -> None:
         self.ticks += 1
@@ -167,7 +169,12 @@ class Record:
 
     def add_arrival(self, arrival: Arrival) -> None:
         self.outcomes[arrival.outcome] += 1
-        self.arrivals.append(arrival)
+        self._arrivals.append((arrival.tick, arrival.delay, arrival.seconds, arrival.nfe, OUTCOMES.index(arrival.outcome)))
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        """The plans that came back, in order."""
+        return [Arrival(*item, OUTCOMES[outcome]) for *item, outcome in self._arrivals]
 
     @property
     def plans(self) -> int:
@@ -175,6 +182,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """The timing part of `control.json`; milliseconds, and ticks for `delay_steps`."""
+        arrivals = self.arrivals
         return {
             "ticks": self.ticks,
             "missed": self.missed,
@@ -183,13 +191,13 @@ class Record:
             "period_ms": percentiles(np.diff(self.begins).tolist(), 1e3),
             "late_ms": percentiles(self.late, 1e3),
             "work_ms": percentiles(self.work, 1e3),
-            "plan_ms": percentiles([item.seconds for item in self.arrivals], 1e3),
-            "delay_steps": percentiles([item.delay for item in self.arrivals]),
+            "plan_ms": percentiles([item.seconds for item in arrivals], 1e3),
+            "delay_steps": percentiles([item.delay for item in arrivals]),
             "plans": self.plans,
             "expired": self.outcomes["expired"],
             "stale": self.outcomes["stale"],
             "rungs": {name: self.rungs[name] for name in ("plan", "rest", "hold", "stop")},
             "stops": [{"tick": item.tick, "reason": item.reason} for item in self.stops],
             "errors": [{"message": message, "count": count} for message, count in self.errors.most_common()],
-            "plans_timeline": [item.to_json() for item in self.arrivals],
+            "plans_timeline": [item.to_json() for item in arrivals],
         }

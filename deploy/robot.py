@@ -123,12 +123,16 @@ class SimRobot:
         rate: steps per second of wall-clock time.
         seed: of the run; episode `i` starts from `episode_seed(seed, task, i)`.
         clock: what time it is.
+        recorded: whether episodes keep their commands, for `replay`: memory that grows as long as it runs.
 
     Raises:
         KinoiseError: from `observe`, when the simulator failed.
     """
 
-    def __init__(self, make: Callable[[], Env], rate: float, seed: int = 0, clock: Clock | None = None) -> None:
+    def __init__(
+        self, make: Callable[[], Env], rate: float, seed: int = 0, clock: Clock | None = None, recorded: bool = False
+    ) -> None:
+        self._recorded = recorded
         self.episodes: list[Episode] = []
         self.frozen = 0
         self._rate, self._seed = rate, seed
@@ -193,7 +197,8 @@ class SimRobot:
             self._begin()
 
     def _carry_out(self, action: Action) -> Future[tuple[Any, ...]]:
-        self.episode.commands.append(action.copy())
+        if self._recorded:
+            self.episode.commands.append(action.copy())
         return self._scene.step(action)
 
     def _prepare(self, scene: _Scene, index: int) -> Future[dict[str, np.ndarray]]:

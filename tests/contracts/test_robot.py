@@ -71,7 +71,7 @@ def clock():
 
 @pytest.fixture
 def robot(clock):
-    robot = SimRobot(Counting, RATE, seed=7, clock=clock)
+    robot = SimRobot(Counting, RATE, seed=7, clock=clock, recorded=True)
     yield robot
     robot.close()
 
@@ -82,6 +82,14 @@ def command(robot: SimRobot, value: float) -> None:
 
 def state(robot: SimRobot) -> list[int]:
     return robot.observe().values["state"].astype(int).tolist()
+
+
+def test_commands_are_kept_on_request_alone(robot, clock):
+    other = SimRobot(Counting, RATE, clock=clock)
+    for one in (robot, other):
+        command(one, 1)
+    assert (len(robot.episode.commands), len(other.episode.commands)) == (1, 0)
+    other.close()
 
 
 def test_it_is_a_robot(robot):
