@@ -35,7 +35,7 @@ MODULES = {
     "parquet": ("kinoise.data.lerobot", "kinoise.data.check", "kinoise.spec"),
     "checkpoint": ("kinoise.policies.checkpoint", "kinoise.spec"),
     "resume": ("kinoise.train.checkpoint", "kinoise.train.optimizer", "kinoise.train.ema"),
-    "torch_zip": ("kinoise.policies.imports.torch_zip",),
+    "torch_zip": ("kinoise.policies.imports.torch_zip", "kinoise.policies.imports.torch_pickle"),
 }
 """What is instrumented: kinoise's own part of each decoder."""
 WRITERS = ("writer.py", "encode.py")

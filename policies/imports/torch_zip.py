@@ -1,185 +1,26 @@
 """Files of `torch.save`, read without running anything: tensors and plain containers alone.
 
-A pickle is a program that may call anything it names. Here a name means one of a few functions of ours, which build tensors,
-dictionaries and bytes, or a stand-in that keeps what it is given (OmegaConf's settings). Every other name is refused before
-anything is made of it. Storages are read out of the archive, where they lie uncompressed, within their bounds.
+Storages are read out of the archive, where they lie uncompressed, within their bounds; what the pickle beside them may ask for
+is in torch_pickle.
 """
 
 from __future__ import annotations
 
 import errno
 import io
-import math
-import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...spec import KinoiseError
 from .bounds import Budget
-
-LARGEST_PICKLE = 4 * 2**20
-"""Bytes of the pickle itself, whose storages lie beside it: a byte of it can become some hundred of memory."""
-DIMENSIONS = 64
-"""Of a tensor, at most."""
+from .torch_pickle import LARGEST_PICKLE, SAID, Made, Reader, StandIn, Storage
 
 ZIP = b"PK\x03\x04"
 """What an archive begins with, and what is left of one still does."""
-
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-class Fixed:
-    """What no pickle can change: one that gives it a state is damaged, or hostile."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        raise KinoiseError("the file changes what it was given")
-
-
-class StandIn(Fixed):
-    """In place of an object of a class that is not loaded: the state that its pickle gives it, and nothing that it could do."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class Function(Fixed):
-    """One of ours, which a pickle may call."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
-
-
-class Storage(Fixed):
-    """A file of the archive, as numbers of one type."""
-
-    __slots__ = ("numbers",)
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.numbers = numbers
-
-
-class Made(Fixed):
-    """A tensor, until all is read: one that a pickle reached could be changed by it."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Made:
-    """Of `torch._utils._rebuild_tensor_v2`. Raises KinoiseError where it would reach out of its storage."""
-    whole = len(size) <= DIMENSIONS and all(type(item) is int and item >= 0 for item in (offset, *size, *stride))
-    if not isinstance(storage, Storage) or not whole:
-        raise KinoiseError("a tensor of the file is damaged")
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    count = len(storage.numbers)
-    if 0 not in size and (last >= count or math.prod(size) > count):
-        raise KinoiseError(f"a tensor of the file reaches beyond its storage of {count} numbers")
-    # No copy: a pickle of some kilobytes can ask for thousands of tensors over one large storage.
-    return Made(torch.as_strided(storage.numbers, size, stride, offset))
-
-
-def _dictionary(*_: Any) -> OrderedDict[Any, Any]:
-    """Empty; what is in it follows."""
-    return OrderedDict()
-
-
-def _bytes(text: Any, encoding: Any = "latin1") -> bytes:
-    """Of `_codecs.encode`, by which old pickles write bytes."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise KinoiseError("bytes of the file are damaged")
-    return text.encode("latin1")
-
-
-def _nothing(*_: Any) -> None:
-    """In place of what kinoise has no use for: devices, built-in types that dill names."""
-
-
-FUNCTIONS = {
-    ("torch._utils", "_rebuild_tensor_v2"): Function(_tensor),
-    ("torch._utils", "_rebuild_parameter"): Function(lambda data, *_: data),
-    ("torch", "Size"): Function(lambda items=(): items),
-    ("torch", "device"): Function(_nothing),
-    ("collections", "OrderedDict"): Function(_dictionary),
-    ("collections", "defaultdict"): Function(_dictionary),
-    ("_codecs", "encode"): Function(_bytes),
-    ("dill._dill", "_load_type"): Function(_nothing),
-}
-
-TYPES = ("dict", "list", "tuple", "int", "float", "str", "bool", "NoneType")
-SETTINGS = {
-    "omegaconf.dictconfig": ("DictConfig",),
-    "omegaconf.listconfig": ("ListConfig",),
-    "omegaconf.base": ("ContainerMetadata", "Metadata"),
-    "omegaconf.nodes": (
-        *("AnyNode", "IntegerNode", "FloatNode", "StringNode", "BooleanNode", "BytesNode", "PathNode"),
-        *("InterpolationResultNode",),
-    ),
-    "typing": ("Any", "Union", "Optional", "Dict", "List"),
-    "builtins": TYPES,
-    "__builtin__": (*TYPES, "long", "unicode"),  # what protocol 2 calls int and str
-}
-"""Names that stand for themselves and are called by nothing: OmegaConf's classes, and types that it says values are of."""
-
-
-def _refused(_: Any) -> None:
-    raise KinoiseError("it holds a bytearray, which torch.save writes none of")
-
-
-class Reader(pickle._Unpickler):  # type: ignore[name-defined]
-    """Nothing but what is named above. In Python, since the one in C takes memory for as many objects as a file says it has."""
-
-    # Python takes memory for as many bytes as such an object says it has.
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _refused}  # type: ignore[attr-defined]
-
-    def __init__(self, file: io.BytesIO, storages: Callable[[Any], Storage]) -> None:
-        super().__init__(file, encoding="latin1")
-        self._storages = storages
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in FUNCTIONS:
-            return FUNCTIONS[module, name]
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if name in SETTINGS.get(module, ()):
-            return StandIn
-        raise KinoiseError(
-            f"it asks for {module}.{name}, which could run anything: kinoise reads tensors and plain containers alone. "
-            "If you trust the file, save its state_dict anew, without other objects"
-        )
-
-    def persistent_load(self, pid: Any) -> Storage:
-        return self._storages(pid)
 
 
 def read_torch(path: Path) -> Any:
@@ -193,7 +34,9 @@ def read_torch(path: Path) -> Any:
         with path.open("rb") as file:
             begun = file.read(len(ZIP)) == ZIP
         if begun:
-            raise KinoiseError(f"{path}: a zip archive that is cut short or damaged ({error}): download it again") from error
+            raise KinoiseError(
+                f"{path}: a zip archive that is cut short or damaged ({_said(error)}): download it again"
+            ) from error
         raise KinoiseError(
             f"{path}: no zip archive, as torch.save has written since 1.6. Load and save it anew with a newer torch"
         ) from error
@@ -204,7 +47,13 @@ def read_torch(path: Path) -> Any:
             raise
         raise KinoiseError(f"{path}: a zip archive that lacks some of its bytes: download it again") from error
     except Exception as error:  # whatever a damaged pickle makes of the reader's own stack
-        raise KinoiseError(f"{path}: its pickle is damaged ({type(error).__name__}: {error})") from error
+        raise KinoiseError(f"{path}: its pickle is damaged ({type(error).__name__}: {_said(error)})") from error
+
+
+def _said(error: Exception) -> str:
+    """Its text, short. What isn't text is out of the file, and may take for ever to write."""
+    text = error.args[0] if error.args and isinstance(error.args[0], str) else ""
+    return " ".join(text[:SAID].split())
 
 
 def _read(archive: zipfile.ZipFile, size: int) -> Any:
@@ -221,16 +70,19 @@ def _read(archive: zipfile.ZipFile, size: int) -> Any:
     folder, known = pickles[0].removesuffix("data.pkl"), {}
 
     def storage(pid: Any) -> Storage:
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
+        if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage":
             raise KinoiseError("a storage of the file is damaged")
-        name = f"{folder}data/{pid[2]}"
+        _, kind, key = pid[:3]
+        if not isinstance(kind, torch.dtype) or type(key) is not str:  # whatever else may take for ever to write
+            raise KinoiseError("a storage of the file is damaged")
+        name = f"{folder}data/{key}"
         if name not in members:
-            raise KinoiseError(f"it lacks its storage {pid[2]}")
+            raise KinoiseError(f"it lacks its storage {key[:SAID]}")
         if name not in known:
-            known[name] = pid[1], bytearray(archive.read(name))
-        kind, data = known[name]
-        if kind != pid[1]:
-            raise KinoiseError(f"its storage {pid[2]} is of two types")
+            known[name] = kind, bytearray(archive.read(name))
+        first, data = known[name]
+        if first != kind:
+            raise KinoiseError(f"its storage {key[:SAID]} is of two types")
         count = len(data) // kind.itemsize
         return Storage(torch.frombuffer(data, dtype=kind, count=count) if count else torch.empty(0, dtype=kind))
 
@@ -247,7 +99,7 @@ def _finished(value: Any, seen: dict[int, Any]) -> Any:
         result: Any = {} if isinstance(value, dict) else [] if isinstance(value, list) else value
         seen[id(value)] = value, result  # the value too: an object that is gone may share its id with a new one
         if isinstance(value, dict):
-            result.update((_key(key), _finished(item, seen)) for key, item in value.items())
+            result.update((key, _finished(item, seen)) for key, item in value.items())
         elif isinstance(value, list):
             result.extend(_finished(item, seen) for item in value)
         elif isinstance(value, StandIn):
@@ -255,12 +107,6 @@ def _finished(value: Any, seen: dict[int, Any]) -> Any:
         else:
             seen[id(value)] = value, tuple(_finished(item, seen) for item in value)
     return seen[id(value)][1]
-
-
-def _key(key: Any) -> Any:
-    if isinstance(key, (Fixed, tuple)):
-        raise KinoiseError("a dictionary of the file is damaged")
-    return key
 
 
 def plain(value: Any) -> Any:
