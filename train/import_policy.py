@@ -27,7 +27,7 @@ from=lerobot: LeRobot's DiffusionPolicy, the folder pretrained_model (0.3 and 0.
 lerobot_policy_kinoise. from=dp: a .ckpt of diffusion_policy's DiffusionTransformerLowdimPolicy. from=mode: a folder of MoDE's
 release, with clip=, the CLIP that it was trained with. What such a checkpoint does not know about its robot comes from data=, a
 data set of it, from env=, a simulator of it with the cameras= that the policy sees, size= high and wide, or from rate=,
-control= and gripper=. The plugin's know all of it.
+control= and gripper=. The plugin's know all of it, but for control= where LeRobot trained them on data that don't say it.
 rename= says what the robot calls what the policy observes."""
 
 
@@ -42,7 +42,8 @@ class Settings:
     size: int = field(default=84, metadata={"help": "height and width of their images"})
     rate: float | None = field(default=None, metadata={"help": "control steps per second, without data= and env="})
     control: str | None = field(
-        default=None, metadata={"help": f"what actions mean, one of {', '.join(CONTROLS)}, likewise; absolute if null"}
+        default=None,
+        metadata={"help": f"what actions mean, one of {', '.join(CONTROLS)}, likewise; absolute, or what it says, if null"},
     )
     gripper: list[int] | None = field(
         default=None, metadata={"help": "indices of the gripper in an action, likewise; none if null"}
@@ -53,7 +54,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
             raise UsageError(f"from={self.source}: expected one of {', '.join(SOURCES)}")
-        said = [f"{name}=" for name in ("rate", "control", "gripper") if getattr(self, name) is not None]
+        # A control may settle what the plugin's training guessed: whoever reads the checkpoint says whether it did.
+        said = [f"{name}=" for name in ("rate", "gripper") if getattr(self, name) is not None]
         known = [f"{name}=" for name in ("data", "env") if getattr(self, name) is not None]
         if len(known) > 1:
             raise UsageError("data= beside env=: either says all about the robot, leave out one")
@@ -107,6 +109,5 @@ def robot_of(settings: Settings) -> Robot:
     elif settings.env is not None:
         like = simulated(settings.env, settings.cameras, settings.size)
     if like is not None:
-        return Robot(like[0].rate, like=like, rename=names, clip=clip)
-    control, gripper = settings.control or "absolute", tuple(settings.gripper or ())
-    return Robot(settings.rate, control, gripper, rename=names, clip=clip)
+        return Robot(like[0].rate, settings.control, like=like, rename=names, clip=clip)
+    return Robot(settings.rate, settings.control, tuple(settings.gripper or ()), rename=names, clip=clip)

@@ -37,7 +37,10 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     """
     path, weights = folder / CONFIG, folder / WEIGHTS
     data = Data.from_json(value.get("data"), str(path))
-    spec = robot.adopted(data.spec)
+    spec = robot.adopted(data.spec, data.guessed)
+    notes = []
+    if data.guessed and robot.control is None and robot.like is None:
+        notes.append(f"control={spec.control} is a guess by the names of its actions: control= says what they mean")
     keys = dict(zip(data.spec.observations, spec.observations, strict=True))
     config = policy_config(_settings(value), {}, path)
     config.observations = list(spec.observations)
@@ -52,7 +55,7 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     found = {part: {key: tensors.get(f"{part}.{key}", item) for key, item in expected.items()} for part in parts}
     tensors.finish((UPDATES,))
     policy.load_state_dict(found[TRAINED])
-    return Imported(policy.eval(), weights, [], found.get(AVERAGED, {}))
+    return Imported(policy.eval(), weights, notes, found.get(AVERAGED, {}))
 
 
 def export_plugin(

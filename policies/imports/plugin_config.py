@@ -28,6 +28,7 @@ class Data:
         texts: the tasks; empty without language.
         names: our key of each observation -> LeRobot's name, in the spec's order.
         recorded: see `Policy.recorded`; what LeRobot trained has none.
+        guessed: whether the spec's control is guessed from the names of the actions, as where the data don't say it.
     """
 
     spec: Spec
@@ -35,6 +36,7 @@ class Data:
     texts: tuple[str, ...]
     names: dict[str, str]
     recorded: dict[str, Any] = field(default_factory=dict)
+    guessed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -43,6 +45,7 @@ class Data:
             "texts": list(self.texts),
             "names": dict(self.names),
             "recorded": dict(self.recorded),
+            "guessed": self.guessed,
         }
 
     @classmethod
@@ -52,6 +55,9 @@ class Data:
             stats = {key: Stats.from_json(item) for key, item in value["stats"].items()}
             names = {str(key): str(name) for key, name in value["names"].items()}
             texts, recorded = tuple(map(str, value["texts"])), dict(value.get("recorded", {}))
-            return cls(Spec.from_json(value["spec"]), stats, texts, names, recorded)
+            guessed = value.get("guessed", True)  # as before it was written down
+            if not isinstance(guessed, bool):
+                raise TypeError(f"guessed={guessed!r}: expected true or false")
+            return cls(Spec.from_json(value["spec"]), stats, texts, names, recorded, guessed)
         except MALFORMED as error:
             raise KinoiseError(f"{source}: 'data' is damaged ({error!r}). Take another checkpoint, or train again.") from error

@@ -36,7 +36,7 @@ class Robot:
 
     Args:
         rate: control steps per second; None where nobody said so.
-        control: what an action means, see `Spec`.
+        control: what an action means, see `Spec`; None where nobody said so.
         gripper: indices of the gripper's dimensions in the action.
         like: the spec and the instructions of data or a simulator of this robot, in place of these three.
         rename: what the checkpoint's observations are called on this robot, by what the importer calls them.
@@ -44,7 +44,7 @@ class Robot:
     """
 
     rate: float | None = None
-    control: str = "absolute"
+    control: str | None = None
     gripper: tuple[int, ...] = ()
     like: tuple[Spec, tuple[str, ...]] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -64,15 +64,22 @@ class Robot:
     def spec(self, observations: dict[str, Feature], action: int) -> tuple[Spec, tuple[str, ...]]:
         """The spec and the instructions of a policy with these observations, in the order in which its network sees them.
 
-        Raises SpecMismatch for data of another robot, UsageError where neither such nor a rate was given.
+        Raises SpecMismatch for data of another robot, UsageError where neither such nor a rate was given, or a control beside
+        such.
         """
-        control = cast(Any, self.control)  # one of the three: Spec says which
+        control = cast(Any, self.control or "absolute")  # one of the three: Spec says which
         if self.like is None:
             if self.rate is None:
                 raise UsageError(
                     "the checkpoint does not say how often its robot is commanded: give data=, env=, or rate= in steps a second"
                 )
             return Spec(observations, Feature((action,)), self.rate, control, self.gripper, language=False), ()
+        if self.control is not None:
+            raise UsageError("control= beside data= or env=, which says so itself: leave out one or the other")
+        return self._like(observations, action)
+
+    def _like(self, observations: dict[str, Feature], action: int) -> tuple[Spec, tuple[str, ...]]:
+        assert self.like is not None
         data, texts = self.like
         wrong = [f"{key}: only in the policy" for key in observations if key not in data.observations]
         wrong += [
@@ -89,29 +96,42 @@ class Robot:
             )
         return replace(data, observations={key: data.observations[key] for key in observations}), texts
 
-    def adopted(self, spec: Spec) -> Spec:
+    def adopted(self, spec: Spec, guessed: bool = False) -> Spec:
         """The spec of a checkpoint that knows its robot, under the robot's names; `like` says names, units and bounds anew.
 
-        Raises UsageError for a rate, control or gripper beside it, SpecMismatch for data of another robot.
+        Args:
+            guessed: whether the checkpoint's control is a guess, which a control beside it settles.
+
+        Raises UsageError for a rate, control or gripper beside what it knows, SpecMismatch for data of another robot.
         """
         keys = self.keys(list(spec.observations))
         own = replace(spec, observations=dict(zip(keys, spec.observations.values(), strict=True)))
+        if self.control is not None and guessed:
+            own = replace(own, control=cast(Any, self.control))
+        elif self.control is not None or (self.like is None and (self.rate, self.gripper) != (None, ())):
+            raise UsageError(
+                f"the checkpoint says itself how its robot is commanded ({spec.control}, {spec.rate:g} times a second, "
+                f"gripper {list(spec.gripper)}): leave out rate=, control= and gripper="
+            )
         if self.like is None:
-            if (self.rate, self.control, self.gripper) != (None, "absolute", ()):
-                raise UsageError(
-                    f"the checkpoint says itself how its robot is commanded ({spec.control}, {spec.rate:g} times a second, "
-                    f"gripper {list(spec.gripper)}): leave out rate=, control= and gripper="
-                )
             return own
-        data, _ = self.spec(own.observations, own.action_dim)
+        data, _ = self._like(own.observations, own.action_dim)
         wrong = [
             f"{name}: {getattr(data, name)} there, {getattr(own, name)} in the policy"
-            for name in ("rate", "gripper")
+            for name in ("rate", "gripper", "control")
             if getattr(data, name) != getattr(own, name)
         ]
+        if guessed and data.control != own.control:
+            wrong[-1] += (
+                f", which {'you said' if self.control else 'the training guessed from the names of its actions'}: give "
+                f"control={data.control} if the policy's actions are what the data or the simulator say"
+            )
         if own.language and not data.language:
             wrong.append("language: none there, and the policy follows instructions")
         if wrong:
-            raise SpecMismatch(f"the policy is of another robot than the data or the simulator: {'; '.join(wrong)}")
+            raise SpecMismatch(
+                f"the policy is of another robot than the data or the simulator: {'; '.join(wrong)}. Give its own data or "
+                "simulator, or none"
+            )
         # Without an instruction the network has no place for one, whatever the data tell.
         return replace(data, language=own.language)

@@ -282,7 +282,16 @@ def test_other_policies_are_for_the_plugin(tmp_path, options, why):
         export_lerobot(small(**options), tmp_path)
 
 
-@pytest.mark.parametrize("said", ["rate=10", "control=delta", "gripper=[1]"])
+@pytest.mark.parametrize("said", ["rate=10", "gripper=[1]"])
 def test_what_the_data_say_is_not_said_again(tmp_path, said):
     with pytest.raises(UsageError, match=rf"{said.partition('=')[0]}= beside data="):
         import_main([str(tmp_path), f"out={tmp_path / 'run'}", "data=DATA", said])
+
+
+def test_what_actions_mean_is_said_by_the_data_alone(tmp_path):
+    policy = small()
+    export_lerobot(policy, tmp_path)
+    with pytest.raises(UsageError, match="control= beside data= or env="):
+        import_policy("lerobot", tmp_path, Robot(10.0, "delta", like=(policy.spec, ())))
+    assert import_policy("lerobot", tmp_path, Robot(10.0)).policy.spec.control == "absolute"
+    assert import_policy("lerobot", tmp_path, Robot(10.0, "delta")).policy.spec.control == "delta"

@@ -134,12 +134,43 @@ def test_the_robots_data_say_names_units_and_bounds(tmp_path: Path) -> None:
     renamed = replace(obs, values={"agent": obs.values["state"]})
     assert torch.equal(found.plan(renamed, torch.Generator().manual_seed(0)).actions, plans(policy))
     wrong: dict[str, Any] = {"rate: 10.0 there": {"rate": 10.0}, "gripper": {"gripper": (1,)}, "language": {"language": False}}
+    wrong["control: absolute there, delta in the policy. Give its own data"] = {"control": "absolute"}
     for words, change in wrong.items():
         other = replace(told, **change)
         with pytest.raises(SpecMismatch, match=words):
             import_policy("lerobot", tmp_path, replace(robot, like=(other, ())))
     with pytest.raises(UsageError, match=r"says itself how its robot is commanded \(delta, 20 times a second, gripper \[\]\)"):
         import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    value = json.loads((folder / "config.json").read_text())
+    change(value)
+    (folder / "config.json").write_text(json.dumps(value))
+
+
+def test_a_guess_of_what_actions_mean_is_settled_by_whoever_knows(tmp_path: Path) -> None:
+    """LeRobot's data sets don't say it: its training guesses by names, and the checkpoint says that it did."""
+    export_plugin(random("diffusion"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["guessed"] is False
+    with pytest.raises(UsageError, match="says itself how its robot is commanded"):
+        import_policy("lerobot", tmp_path, Robot(control="absolute"))
+    changed(tmp_path, lambda value: value["data"].update(guessed=True))
+    found = import_policy("lerobot", tmp_path, Robot())
+    assert (found.policy.spec.control, len(found.notes)) == ("delta", 1)
+    assert "control=delta is a guess" in found.notes[0]
+    told = import_policy("lerobot", tmp_path, Robot(control="absolute"))
+    assert (told.policy.spec.control, told.notes) == ("absolute", [])
+    like = replace(SPEC, control="absolute")
+    with pytest.raises(
+        SpecMismatch, match=r"control: absolute there, delta in the policy, which the training guessed.*=absolute"
+    ):
+        import_policy("lerobot", tmp_path, Robot(like.rate, like=(like, ())))
+    assert import_policy("lerobot", tmp_path, Robot(like.rate, "absolute", like=(like, ()))).policy.spec.control == "absolute"
+    with pytest.raises(SpecMismatch, match="control: absolute there, relative in the policy, which you said"):
+        import_policy("lerobot", tmp_path, Robot(like.rate, "relative", like=(like, ())))
+    changed(tmp_path, lambda value: value["data"].pop("guessed"))
+    assert "is a guess" in import_policy("lerobot", tmp_path, Robot()).notes[0]
 
 
 def test_without_language_it_plays_where_instructions_are_given(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from kinoise.data import Reading, open_store
 from kinoise.data.lerobot.layout import read_info
+from kinoise.data.lerobot.own import OWN
 from kinoise.data.lerobot.sources import sources
 from kinoise.data.stats import statistics
+from kinoise.files import MALFORMED, read_json
 from kinoise.policies.imports.plugin_config import Data
-from kinoise.spec import KinoiseError, Spec, Stats
+from kinoise.spec import Feature, KinoiseError, Spec, Stats
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.utils.constants import ACTION
 
@@ -49,16 +53,29 @@ def learnt_from(config: KinoiseConfig, meta: LeRobotDatasetMetadata) -> Data:
         }
     dims = [name.lower() for name in found.action.names]
     texts = tuple(map(str, meta.tasks.index)) if meta.tasks is not None else ()
+    told = _told(meta.root, found.action)
     spec = Spec(
         seen,
         found.action,
         rate=float(meta.fps),
-        control="delta" if any(name.startswith("delta") for name in dims) else "absolute",
+        control=told or ("delta" if any(name.startswith("delta") for name in dims) else "absolute"),
         gripper=tuple(index for index, name in enumerate(dims) if "gripper" in name),
         language=config.language and bool(texts) and all(texts),
     )
     stats = _statistics(config, spec, {**names, ACTION: ACTION}, meta)
-    return Data(spec, stats, texts if spec.language else (), names)
+    return Data(spec, stats, texts if spec.language else (), names, guessed=told is None)
+
+
+def _told(root: Path, action: Feature) -> Any:
+    """What actions mean, where kinoise wrote the data set and its actions are those still; LeRobot's own files don't say."""
+    if not (root / OWN).is_file():
+        return None
+    try:
+        spec = Spec.from_json(read_json(root / OWN)["spec"])
+    except (KinoiseError, *MALFORMED) as error:
+        logging.warning("%s can't be read (%s): what actions mean is guessed from their names", root / OWN, error)
+        return None
+    return spec.control if spec.action.shape == action.shape else None
 
 
 def _statistics(config: KinoiseConfig, spec: Spec, names: Mapping[str, str], meta: LeRobotDatasetMetadata) -> dict[str, Stats]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from kinoise.data import open_store
+from kinoise.data.base import episode
+from kinoise.data.lerobot import LeRobotStore
 from kinoise.data.windows import Windows
 from kinoise.spec import KinoiseError
 from lerobot.configs.default import DatasetConfig
@@ -130,7 +133,21 @@ def test_what_the_data_said_is_part_of_the_checkpoint(trained):
     assert data["names"] == {"state": "observation.state", "image.top": "observation.images.top"}
     assert data["spec"]["gripper"] == [1]
     assert data["spec"]["rate"] == 10
+    assert (data["spec"]["control"], data["guessed"]) == ("absolute", True)
     assert len(data["stats"]["action"]["quantiles"]) == 2  # which meta/stats.json does not hold
+
+
+def test_what_actions_mean_is_known_of_data_that_kinoise_wrote(dataset, tmp_path):
+    store = open_store(dataset)
+    spec = replace(store.spec, control="relative")
+    LeRobotStore.write(tmp_path / "set", spec, [episode(store, 0)], {})
+    meta = LeRobotDatasetMetadata("kinoise/tiny", root=tmp_path / "set")
+    config = make_policy(KinoiseModeConfig(observations=["observation.state"], device="cpu"), ds_meta=meta).config
+    found = learnt_from(config, meta)
+    assert (found.spec.control, found.guessed) == ("relative", False)
+    (tmp_path / "set" / "meta" / "kinoise.json").write_text("{}")
+    found = learnt_from(config, meta)
+    assert (found.spec.control, found.guessed) == ("absolute", True)
 
 
 def test_statistics_are_the_data_sets_in_physical_units(dataset, trained):
