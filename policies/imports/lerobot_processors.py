@@ -4,12 +4,88 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ...files import write_json, write_tensors
-from .lerobot_stats import EPSILON, POSTPROCESSOR, PREPROCESSOR
+from ...files import read_json, write_json, write_tensors
+from ...spec import KinoiseError
+from .bounds import shown
+
+PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
+RENAME, DEVICE = "rename_observations_processor", "device_processor"
+PASSIVE = (RENAME, "to_batch_processor", DEVICE)
+"""Steps that don't change numbers."""
+NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+EPSILON = 1e-8
+EXACT = (None, "float32")
+"""What a device step may make of numbers, which changes none."""
+
+
+class Step(NamedTuple):
+    """Of a pipeline, one that kinoise knows.
+
+    Args:
+        path: the pipeline's file.
+        state_file: of its tensors, which lies beside that; None without any.
+    """
+
+    path: Path
+    kind: str
+    settings: Mapping[str, Any]
+    state_file: str | None
+
+
+def read_steps(path: Path) -> list[Step]:
+    """Raises KinoiseError for a file that is missing or damaged, and for a step that does something else to numbers."""
+    value = read_json(path)
+    steps = value.get("steps") if isinstance(value, dict) else None
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise KinoiseError(f"{path}: expected a list of steps. The file is damaged: save the policy again")
+    return [_step(path, step) for step in steps]
+
+
+def _step(path: Path, value: Mapping[str, Any]) -> Step:
+    kind, settings = value.get("registry_name", value.get("class")), value.get("config") or {}
+    maps: list[Any] = [settings.get(key) or {} for key in ("rename_map", "norm_map")] if isinstance(settings, dict) else [None]
+    if not all(isinstance(item, dict) and all(isinstance(name, str) for name in item.values()) for item in maps):
+        raise KinoiseError(f"{path}: the settings of its step {shown(kind)} are damaged: save the policy again")
+    if kind not in (*PASSIVE, *NORMALISERS):
+        raise KinoiseError(f"{path}: the step {shown(kind)} changes what the policy sees or does; kinoise doesn't know it")
+    if kind == DEVICE and settings.get("float_dtype") not in EXACT:
+        raise KinoiseError(
+            f"{path}: the step {DEVICE!r} rounds numbers to {shown(settings['float_dtype'])}: expected float32, or none. Save "
+            "the policy without its float_dtype"
+        )
+    state_file = value.get("state_file")
+    return Step(path, kind, settings, None if state_file is None else str(state_file))
+
+
+def renamed(steps: Sequence[Step]) -> dict[str, str]:
+    """LeRobot's name of an observation -> the name under which the policy knows it.
+
+    Raises KinoiseError for several steps that rename, and for two names that become one: which counts depends on the batch.
+    """
+    maps = [step.settings["rename_map"] for step in steps if step.kind == RENAME and step.settings.get("rename_map")]
+    found = maps[0] if maps else {}
+    if len(maps) > 1 or len(set(found.values())) < len(found):
+        raise KinoiseError(
+            f"{steps[0].path}: its rename_map is {shown(maps)}: expected one, of observations that keep names of their own. "
+            "Save the policy again with one"
+        )
+    return dict(found)
+
+
+def refuse_scaling(steps: Sequence[Step]) -> None:
+    """Raises KinoiseError where one of them scales, for policies that do it themselves."""
+    for step in steps:
+        modes = step.settings.get("norm_map") or {} if step.kind in NORMALISERS else {}
+        scaled = {kind: mode for kind, mode in modes.items() if mode != "IDENTITY"}
+        if scaled:
+            raise KinoiseError(
+                f"{step.path}: its step {step.kind!r} scales by {shown(scaled)}: expected IDENTITY, since kinoise's policies "
+                "normalise themselves. Take the file as LeRobot saved it with the policy"
+            )
 
 
 def write_processors(out: Path, config: Mapping[str, Any], stats: Mapping[str, Tensor]) -> None:
@@ -20,8 +96,8 @@ def write_processors(out: Path, config: Mapping[str, Any], stats: Mapping[str, T
     features = {**config["input_features"], **config["output_features"]}
     about = {"eps": EPSILON, "features": features, "norm_map": config["normalization_mapping"]}
     # LeRobot's commands address all of these by name, to rename, to choose a device and to normalise by other data.
-    device = ("device_processor", {"device": "cpu", "float_dtype": None})
-    before = [("rename_observations_processor", {"rename_map": {}}), ("to_batch_processor", {}), device]
+    device = (DEVICE, {"device": "cpu", "float_dtype": None})
+    before = [(RENAME, {"rename_map": {}}), ("to_batch_processor", {}), device]
     unnormalise = ("unnormalizer_processor", {**about, "features": config["output_features"]})
     for file, steps in ((PREPROCESSOR, [*before, ("normalizer_processor", about)]), (POSTPROCESSOR, [unnormalise, device])):
         _processor(out / file, steps, stats)

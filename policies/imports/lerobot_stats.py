@@ -10,18 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...files import read_json
 from ...spec import KinoiseError, Stats
 from ..core.codec import coincide
+from .lerobot_processors import EPSILON, NORMALISERS, POSTPROCESSOR, PREPROCESSOR, Step, read_steps, renamed
 from .tensors import read_safetensors
 
-PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
-PASSIVE = ("rename_observations_processor", "to_batch_processor", "device_processor")
-"""Steps that don't change numbers."""
-NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
 BURIED = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs.")
 """Where LeRobot 0.3 keeps statistics among the weights: `normalize_inputs.buffer_observation_state.min`."""
-EPSILON = 1e-8
 ACTION = "action"
 NEEDED = {"MIN_MAX": ("min", "max"), "MEAN_STD": ("mean", "std"), "QUANTILES": ("q01", "q99")}
 """The statistics that each mode scales by."""
@@ -53,34 +48,22 @@ def read_normalisation(folder: Path, config: Mapping[str, Any], weights: Mapping
 def _processors(folder: Path, kinds: Mapping[str, str]) -> Normalisation:
     found = Normalisation()
     for name, features in ((PREPROCESSOR, [key for key in kinds if key != ACTION]), (POSTPROCESSOR, [ACTION])):
-        path = folder / name
-        value = read_json(path)
-        steps = value.get("steps") if isinstance(value, dict) else None
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            raise KinoiseError(f"{path}: expected a list of steps. The file is damaged: save the policy again")
+        steps = read_steps(folder / name)
+        if name == PREPROCESSOR:
+            found.renamed |= renamed(steps)
         for step in steps:
-            kind, settings = step.get("registry_name", step.get("class")), step.get("config") or {}
-            maps = [settings.get(key) or {} for key in ("rename_map", "norm_map")] if isinstance(settings, dict) else [None]
-            if not all(isinstance(item, dict) for item in maps):
-                raise KinoiseError(f"{path}: the settings of its step {kind!r} are damaged: save the policy again")
-            if kind not in (*PASSIVE, *NORMALISERS):
-                raise KinoiseError(f"{path}: the step {kind!r} changes what the policy sees or does; kinoise doesn't know it")
-            if kind == PASSIVE[0] and name == PREPROCESSOR:
-                found.renamed |= settings.get("rename_map") or {}
-            if kind in NORMALISERS:
-                _normaliser(found, step, features, kinds, path)
+            if step.kind in NORMALISERS:
+                _normaliser(found, step, features, kinds)
     return found
 
 
-def _normaliser(
-    found: Normalisation, step: Mapping[str, Any], features: Iterable[str], kinds: Mapping[str, str], path: Path
-) -> None:
-    settings = step.get("config") or {}
+def _normaliser(found: Normalisation, step: Step, features: Iterable[str], kinds: Mapping[str, str]) -> None:
+    path, settings = step.path, step.settings
     if settings.get("eps", EPSILON) != EPSILON:
         raise KinoiseError(f"{path}: eps={settings['eps']}: kinoise knows LeRobot's default of {EPSILON} alone")
     tensors = {}
-    if "state_file" in step:
-        file = str(step["state_file"])
+    if step.state_file is not None:
+        file = step.state_file
         if Path(file).name != file:
             raise KinoiseError(f"{path}: state_file={file}: expected a file beside it")
         tensors = read_safetensors(path.parent / file)

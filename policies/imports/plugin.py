@@ -17,8 +17,9 @@ from ..base import Policy
 from ..bounded import held_by_shapes, no_larger
 from ..checkpoint import policy_config, pretrained, shapes
 from ..diffusion import DiffusionConfig
+from .bounds import shown
 from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
-from .lerobot_processors import write_processors
+from .lerobot_processors import POSTPROCESSOR, PREPROCESSOR, read_steps, refuse_scaling, renamed, write_processors
 from .plugin_config import AVERAGED, LEFT_OUT, PREFIX, THEIRS, TRAINED, UPDATES, Data
 from .robot import Imported, Robot
 from .tensors import Tensors, read_safetensors
@@ -37,7 +38,15 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     """
     path, weights = folder / CONFIG, folder / WEIGHTS
     data = Data.from_json(value.get("data"), str(path))
-    spec = robot.adopted(data.spec, data.guessed)
+    mapping = value.get("normalization_mapping")
+    if not isinstance(mapping, dict) or any(mode != "IDENTITY" for mode in mapping.values()):
+        raise KinoiseError(
+            f"{path}: normalization_mapping is {shown(mapping)}: expected IDENTITY of each kind, since kinoise's policies "
+            "normalise themselves. The file was changed after it was written: take another"
+        )
+    seen = Robot(rename=_renamed(folder, data)).keys(list(data.spec.observations))
+    theirs = replace(data.spec, observations=dict(zip(seen, data.spec.observations.values(), strict=True)))
+    spec = robot.adopted(theirs, data.guessed)
     notes = []
     if data.guessed and robot.control is None and robot.like is None:
         notes.append(f"control={spec.control} is a guess by the names of its actions: control= says what they mean")
@@ -98,6 +107,19 @@ def export_plugin(
     write_json(out / CONFIG, value)
     write_tensors(out / WEIGHTS, weights)
     write_processors(out, value, {})
+
+
+def _renamed(folder: Path, data: Data) -> dict[str, str]:
+    """What the robot calls observations, by our keys of them, where LeRobot's pipeline renames them before the policy.
+
+    Raises KinoiseError for a pipeline that changes numbers. None at all is as with `save_pretrained` of the policy alone.
+    """
+    if not any((folder / name).exists() for name in (PREPROCESSOR, POSTPROCESSOR)):
+        return {}
+    before, after = (read_steps(folder / name) for name in (PREPROCESSOR, POSTPROCESSOR))
+    refuse_scaling([*before, *after])
+    known = {own: name for name, own in renamed(before).items()}
+    return {key: our_key(known[name]) for key, name in data.names.items() if name in known}
 
 
 def _settings(value: Mapping[str, Any]) -> dict[str, Any]:

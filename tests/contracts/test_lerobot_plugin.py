@@ -29,29 +29,15 @@ from kinoise.policies.example import example
 from kinoise.policies.imports import Robot, import_policy
 from kinoise.policies.imports.plugin import export_plugin
 from kinoise.spec import Feature, KinoiseError, Spec, SpecMismatch, Stats
+from plugin_folders import POLICIES, plans, random
 from safetensors.torch import load_file, save_file
-from small_policies import SPEC, TEXTS, small
+from small_policies import SPEC, TEXTS
 
-POLICIES = {
-    "diffusion": {"decode": {"steps": 3, "warm": 0.5}},
-    "mode": {"history": 2, "simulated_delay": 2},
-    "discrete_vla": {"observations": ["state", "image.front"], "encoder": {"patch": 16}},
-    "ddim": {"vector": {"states": {"state": "meanstd"}}},
-}
 RENAME = "rename={state: proprio, image.front: image}"
 
 
 def stats(size: int) -> Stats:
     return Stats((0.0,) * size, (1.0,) * size, (-1.0,) * size, (1.0,) * size, (-1.0,) * size, (1.0,) * size, 10)
-
-
-def random(name: str, **over: object) -> Policy:
-    """With weights that are nowhere zero."""
-    policy, gen = small(name, **{**POLICIES.get(name, {}), **over}), torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for item in policy.parameters():
-            item.add_(0.1 * torch.randn(item.shape, generator=gen))
-    return policy.eval()
 
 
 def run_of(policy: Policy, folder: Path) -> Path:
@@ -60,10 +46,6 @@ def run_of(policy: Policy, folder: Path) -> Path:
     save_policy(folder / "checkpoints" / "40", policy, average)
     link(folder / "checkpoints" / "last", "40")
     return folder
-
-
-def plans(policy: Policy) -> torch.Tensor:
-    return policy.plan(example(policy, rows=2), torch.Generator().manual_seed(0)).actions
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -141,36 +123,6 @@ def test_the_robots_data_say_names_units_and_bounds(tmp_path: Path) -> None:
             import_policy("lerobot", tmp_path, replace(robot, like=(other, ())))
     with pytest.raises(UsageError, match=r"says itself how its robot is commanded \(delta, 20 times a second, gripper \[\]\)"):
         import_policy("lerobot", tmp_path, Robot(10.0))
-
-
-def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    value = json.loads((folder / "config.json").read_text())
-    change(value)
-    (folder / "config.json").write_text(json.dumps(value))
-
-
-def test_a_guess_of_what_actions_mean_is_settled_by_whoever_knows(tmp_path: Path) -> None:
-    """LeRobot's data sets don't say it: its training guesses by names, and the checkpoint says that it did."""
-    export_plugin(random("diffusion"), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["data"]["guessed"] is False
-    with pytest.raises(UsageError, match="says itself how its robot is commanded"):
-        import_policy("lerobot", tmp_path, Robot(control="absolute"))
-    changed(tmp_path, lambda value: value["data"].update(guessed=True))
-    found = import_policy("lerobot", tmp_path, Robot())
-    assert (found.policy.spec.control, len(found.notes)) == ("delta", 1)
-    assert "control=delta is a guess" in found.notes[0]
-    told = import_policy("lerobot", tmp_path, Robot(control="absolute"))
-    assert (told.policy.spec.control, told.notes) == ("absolute", [])
-    like = replace(SPEC, control="absolute")
-    with pytest.raises(
-        SpecMismatch, match=r"control: absolute there, delta in the policy, which the training guessed.*=absolute"
-    ):
-        import_policy("lerobot", tmp_path, Robot(like.rate, like=(like, ())))
-    assert import_policy("lerobot", tmp_path, Robot(like.rate, "absolute", like=(like, ()))).policy.spec.control == "absolute"
-    with pytest.raises(SpecMismatch, match="control: absolute there, relative in the policy, which you said"):
-        import_policy("lerobot", tmp_path, Robot(like.rate, "relative", like=(like, ())))
-    changed(tmp_path, lambda value: value["data"].pop("guessed"))
-    assert "is a guess" in import_policy("lerobot", tmp_path, Robot()).notes[0]
 
 
 def test_without_language_it_plays_where_instructions_are_given(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""Checkpoints of the LeRobot plugin that say something else than what kinoise wrote: followed, or refused with a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kinoise.config import UsageError
+from kinoise.policies.example import example
+from kinoise.policies.imports import Robot, import_policy
+from kinoise.policies.imports.plugin import export_plugin
+from kinoise.spec import KinoiseError, SpecMismatch
+from plugin_folders import changed, piped, plans, random
+from small_policies import SPEC
+
+
+def test_a_guess_of_what_actions_mean_is_settled_by_whoever_knows(tmp_path: Path) -> None:
+    """LeRobot's data sets don't say it: its training guesses by names, and the checkpoint says that it did."""
+    export_plugin(random("diffusion"), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["guessed"] is False
+    with pytest.raises(UsageError, match="says itself how its robot is commanded"):
+        import_policy("lerobot", tmp_path, Robot(control="absolute"))
+    changed(tmp_path, lambda value: value["data"].update(guessed=True))
+    found = import_policy("lerobot", tmp_path, Robot())
+    assert (found.policy.spec.control, len(found.notes)) == ("delta", 1)
+    assert "control=delta is a guess" in found.notes[0]
+    told = import_policy("lerobot", tmp_path, Robot(control="absolute"))
+    assert (told.policy.spec.control, told.notes) == ("absolute", [])
+    like = replace(SPEC, control="absolute")
+    with pytest.raises(
+        SpecMismatch, match=r"control: absolute there, delta in the policy, which the training guessed.*=absolute"
+    ):
+        import_policy("lerobot", tmp_path, Robot(like.rate, like=(like, ())))
+    assert import_policy("lerobot", tmp_path, Robot(like.rate, "absolute", like=(like, ()))).policy.spec.control == "absolute"
+    with pytest.raises(SpecMismatch, match="control: absolute there, relative in the policy, which you said"):
+        import_policy("lerobot", tmp_path, Robot(like.rate, "relative", like=(like, ())))
+    changed(tmp_path, lambda value: value["data"].pop("guessed"))
+    assert "is a guess" in import_policy("lerobot", tmp_path, Robot()).notes[0]
+
+
+PIPES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], Any], str]] = {
+    "unknown": ("pre", lambda steps: steps.append({"registry_name": "my_scaler"}), "'my_scaler' changes what the policy sees"),
+    "after": ("post", lambda steps: steps.insert(0, {"class": "clip"}), "postprocessor.json: the step 'clip' changes"),
+    "mode": ("pre", lambda steps: steps[3]["config"].update(norm_map={"STATE": "MIN_MAX"}), "scales by .*MIN_MAX.*IDENTITY"),
+    "actions": ("post", lambda steps: steps[0]["config"].update(norm_map={"ACTION": "MEAN_STD"}), "scales by .*MEAN_STD"),
+    "rounded": ("pre", lambda steps: steps[2]["config"].update(float_dtype="float16"), "rounds numbers to 'float16'"),
+    "two maps": ("pre", lambda steps: steps.extend([{**steps[0], "config": {"rename_map": {"a": "b"}}}] * 2), "expected one"),
+    "one name": ("pre", lambda steps: steps[0]["config"].update(rename_map={"a": "c", "b": "c"}), "names of their own"),
+    "odd": ("pre", lambda steps: steps[0]["config"].update(rename_map={"a": 3}), "are damaged"),
+    "gone": ("pre", lambda steps: steps.append(3), "expected a list of steps"),
+}
+
+
+@pytest.mark.parametrize("case", PIPES)
+def test_what_lerobots_pipelines_do_to_numbers_is_refused(case: str, tmp_path: Path) -> None:
+    name, change, words = PIPES[case]
+    export_plugin(random("diffusion"), tmp_path)
+    piped(tmp_path, name, change)
+    with pytest.raises(KinoiseError, match=words):
+        import_policy("lerobot", tmp_path, Robot())
+
+
+def test_a_pipeline_that_is_missing_alone_is_refused_and_none_is_as_the_policy_alone(tmp_path: Path) -> None:
+    export_plugin(random("diffusion"), tmp_path)
+    (tmp_path / "policy_postprocessor.json").unlink()
+    with pytest.raises(KinoiseError, match=r"policy_postprocessor\.json"):
+        import_policy("lerobot", tmp_path, Robot())
+    (tmp_path / "policy_preprocessor.json").unlink()
+    assert import_policy("lerobot", tmp_path, Robot()).notes == []
+
+
+def test_normalisation_by_lerobot_is_refused(tmp_path: Path) -> None:
+    export_plugin(random("diffusion"), tmp_path)
+    changed(tmp_path, lambda value: value["normalization_mapping"].update(ACTION="MIN_MAX"))
+    with pytest.raises(KinoiseError, match=r"normalization_mapping is .*MIN_MAX.*expected IDENTITY"):
+        import_policy("lerobot", tmp_path, Robot())
+
+
+def test_observations_that_lerobot_renames_have_the_robots_names(tmp_path: Path) -> None:
+    policy = random("ddim")
+    export_plugin(policy, tmp_path, rename={"state": "proprio"})
+    piped(tmp_path, "pre", lambda steps: steps[0]["config"].update(rename_map={"observation.arm": "observation.proprio"}))
+    found = import_policy("lerobot", tmp_path, Robot()).policy
+    assert list(found.spec.observations) == found.config.observations == ["arm"]
+    assert found.config.vector.states == {"arm": "meanstd"}
+    obs = example(policy, rows=2)
+    renamed = replace(obs, values={"arm": obs.values["state"]})
+    assert torch.equal(found.plan(renamed, torch.Generator().manual_seed(0)).actions, plans(policy))
+    again = import_policy("lerobot", tmp_path, Robot(rename={"arm": "agent"})).policy
+    assert list(again.spec.observations) == list(again.stats)[:1] == ["agent"]
