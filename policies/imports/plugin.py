@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from ..diffusion import DiffusionConfig
 from .bounds import shown
 from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
 from .lerobot_processors import POSTPROCESSOR, PREPROCESSOR, read_steps, refuse_scaling, renamed, write_processors
-from .plugin_config import AVERAGED, LEFT_OUT, PREFIX, THEIRS, TRAINED, UPDATES, Data
+from .plugin_config import AVERAGED, LEFT_OUT, OTHERS, PREFIX, THEIRS, TRAINED, UPDATES, WRITTEN, Data
 from .robot import Imported, Robot
-from .tensors import Tensors, read_safetensors
+from .tensors import LONGEST, SHOWN, Tensors, read_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KINDS = ("STATE", "ENV", "VISUAL", "ACTION")
@@ -51,7 +51,7 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     if data.guessed and robot.control is None and robot.like is None:
         notes.append(f"control={spec.control} is a guess by the names of its actions: control= says what they mean")
     keys = dict(zip(data.spec.observations, spec.observations, strict=True))
-    config = policy_config(_settings(value), {}, path)
+    config = policy_config(_settings(value, path), {}, path)
     config.observations = list(spec.observations)
     if isinstance(config, DiffusionConfig):
         config.vector = replace(config.vector, states={keys.get(key, key): item for key, item in config.vector.states.items()})
@@ -60,7 +60,7 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
         policy = build_policy(config, spec, stats, data.texts)
     policy.recorded = data.recorded
     tensors, expected = Tensors(read_safetensors(weights), weights), policy.state_dict(keep_vars=True)
-    parts = (TRAINED, AVERAGED) if value.get("ema", True) else (TRAINED,)
+    parts = (TRAINED, AVERAGED) if value["ema"] else (TRAINED,)
     found = {part: {key: tensors.get(f"{part}.{key}", item) for key, item in expected.items()} for part in parts}
     tensors.finish((UPDATES,))
     policy.load_state_dict(found[TRAINED])
@@ -122,12 +122,37 @@ def _renamed(folder: Path, data: Data) -> dict[str, str]:
     return {key: our_key(known[name]) for key, name in data.names.items() if name in known}
 
 
-def _settings(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a policy of ours, out of the plugin's config.json; those that it lacks have their defaults."""
+def _settings(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Of a policy of ours, out of the plugin's config.json.
+
+    Raises KinoiseError for settings that are missing, whose defaults today need not be those of then, and for unknown ones.
+    """
     name = value["type"].removeprefix(PREFIX)
-    known = [item.name for item in fields(POLICIES[name].config)] if name in POLICIES else []
-    theirs = {ours: THEIRS.get(ours, ours) for ours in known if ours not in LEFT_OUT}
-    return {"name": name, **{ours: value[name] for ours, name in theirs.items() if name in value}}
+    if name not in POLICIES:
+        return {"name": name}  # which no policy is made of
+    usual = POLICIES[name].config()
+    theirs = {item.name: THEIRS.get(item.name, item.name) for item in fields(usual) if item.name not in LEFT_OUT}
+    missing = sorted({*WRITTEN, *theirs.values()} - value.keys())
+    for ours, key in theirs.items():
+        missing += _missing(getattr(usual, ours), value.get(key), key)
+    unknown = sorted(value.keys() - {*WRITTEN, *OTHERS, *theirs.values()})
+    if missing or unknown:
+        problems = [*(f"{key} is missing" for key in missing), *(f"{key} is unknown" for key in unknown)]
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise KinoiseError(
+            f"{path}: {'; '.join(item[:LONGEST] for item in problems[:SHOWN])}{more}. kinoise and its plugin write all of a "
+            "policy's settings and no others: it was changed, or another version wrote it. Take it from where it was made"
+        )
+    return {"name": name, **{ours: value[key] for ours, key in theirs.items()}}
+
+
+def _missing(usual: Any, found: Any, place: str) -> list[str]:
+    """Settings within a setting that it lacks, by their dotted names."""
+    if not is_dataclass(usual) or not isinstance(found, dict):
+        return []
+    inside = {item.name: getattr(usual, item.name) for item in fields(usual)}
+    missing = [f"{place}.{name}" for name in inside if name not in found]
+    return missing + [part for name in inside for part in _missing(inside[name], found.get(name), f"{place}.{name}")]
 
 
 def _names(observations: Mapping[str, Feature], rename: Mapping[str, str]) -> dict[str, str]:

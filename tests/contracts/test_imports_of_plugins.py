@@ -39,7 +39,7 @@ def test_a_guess_of_what_actions_mean_is_settled_by_whoever_knows(tmp_path: Path
     assert import_policy("lerobot", tmp_path, Robot(like.rate, "absolute", like=(like, ()))).policy.spec.control == "absolute"
     with pytest.raises(SpecMismatch, match="control: absolute there, relative in the policy, which you said"):
         import_policy("lerobot", tmp_path, Robot(like.rate, "relative", like=(like, ())))
-    changed(tmp_path, lambda value: value["data"].pop("guessed"))
+    changed(tmp_path, lambda value: [value["data"].pop(key) for key in ("guessed", "format")])
     assert "is a guess" in import_policy("lerobot", tmp_path, Robot()).notes[0]
 
 
@@ -72,6 +72,41 @@ def test_a_pipeline_that_is_missing_alone_is_refused_and_none_is_as_the_policy_a
         import_policy("lerobot", tmp_path, Robot())
     (tmp_path / "policy_preprocessor.json").unlink()
     assert import_policy("lerobot", tmp_path, Robot()).notes == []
+
+
+@pytest.mark.parametrize("name", ["diffusion", "mode", "discrete_vla"])
+def test_no_setting_that_is_written_may_be_missing(name: str, tmp_path: Path) -> None:
+    """Or today's default would stand for it without a word."""
+    export_plugin(random(name), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    inner = [(part, key) for part in ("decode", "network") for key in written[part]]
+    for place in [(key,) for key in written if key not in ("type", "device", "data")] + inner[:1] + inner[-1:]:
+        value = json.loads(json.dumps(written))
+        inside = value if len(place) == 1 else value[place[0]]
+        del inside[place[-1]]
+        (tmp_path / "config.json").write_text(json.dumps(value))
+        with pytest.raises(KinoiseError, match=rf"{'.'.join(place)} is missing|normalization_mapping is None|input_features"):
+            import_policy("lerobot", tmp_path, Robot())
+
+
+CHANGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "misspelt": (lambda value: value.update(decod={"steps": 50}), "decod is unknown"),
+    "newer": (lambda value: value.update(goal_drop=1, another=2), "another is unknown; goal_drop is unknown"),
+    "format": (lambda value: value["data"].update(format=3), "'data' has format 3: expected one up to 2"),
+    "no number": (lambda value: value["data"].update(format="2"), "'data' has format '2'"),
+    "no guess": (lambda value: value["data"].pop("guessed"), "'data' is damaged"),
+    "odd guess": (lambda value: value["data"].update(guessed="no"), "'data' is damaged.*neither true nor false"),
+    "names": (lambda value: value["data"].update(names={}), "'data' is damaged.*the names are not those"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_what_neither_kinoise_nor_its_plugin_writes_is_refused(case: str, tmp_path: Path) -> None:
+    change, words = CHANGED[case]
+    export_plugin(random("diffusion"), tmp_path)
+    changed(tmp_path, change)
+    with pytest.raises(KinoiseError, match=words):
+        import_policy("lerobot", tmp_path, Robot())
 
 
 def test_normalisation_by_lerobot_is_refused(tmp_path: Path) -> None:

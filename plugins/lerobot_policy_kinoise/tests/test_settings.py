@@ -9,6 +9,7 @@ import draccus
 import pytest
 from kinoise.config import UsageError
 from kinoise.policies import POLICIES
+from kinoise.policies.imports.plugin_config import LEFT_OUT, OTHERS, THEIRS, WRITTEN
 from kinoise.spec import KinoiseError
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
@@ -36,6 +37,13 @@ def test_every_setting_of_kinoises_policies_can_be_given(name):
     own = {item.name for item in fields(make_policy_config(f"kinoise_{name}", device="cpu"))}
     renamed = {"name", "history", "chunk", "execute", "observations"}
     assert {item.name for item in fields(POLICIES[name].config)} - renamed <= own
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_setting_is_one_that_kinoise_reads(name):
+    own = {item.name for item in fields(make_policy_config(f"kinoise_{name}", device="cpu"))}
+    policys = {item.name for item in fields(POLICIES[name].config)} - {*LEFT_OUT, *THEIRS}
+    assert own | {"type"} == {*WRITTEN, *OTHERS, *policys}
 
 
 @pytest.mark.parametrize("name", KINDS)
