@@ -41,20 +41,34 @@ def held_by(tensors: Mapping[str, Tensor]) -> Held:
     return Held(sum(storages.values()), len(storages))
 
 
+_elsewhere = 0
+"""How many blocks of `elsewhere` are under way; loading a large model takes several threads."""
+
+
 @contextmanager
-def no_larger(held: Held, weights: Path, settings: Path, unbounded: bool = False) -> Iterator[None]:
+def elsewhere() -> Iterator[None]:
+    """What is built in the block counts for no `no_larger` about it: a model whose weights are in files of its own."""
+    global _elsewhere
+    _elsewhere += 1
+    try:
+        yield
+    finally:
+        _elsewhere -= 1
+
+
+@contextmanager
+def no_larger(held: Held, weights: Path, settings: Path) -> Iterator[None]:
     """Raises KinoiseError where what is built in the block can't be, or comes to more than goes with the file `weights`.
 
     Settings come from the same hands as the weights: a width of 10^9 would take all memory before the two are compared.
 
     Args:
         settings: the file that they are from, which may be `weights`.
-        unbounded: for a pretrained model that is not in the file.
     """
     most, tensors, built, made = 2 * held.numbers + BESIDE, 2 * held.tensors + TENSORS, 0, 0
 
     def check(numbers: int) -> None:
-        if (numbers > most or made > tensors) and not unbounded:
+        if (numbers > most or made > tensors) and not _elsewhere:
             raise KinoiseError(
                 f"{settings} describes a policy of more than {max(built, numbers)} numbers in {made} tensors, but {weights} "
                 f"holds {held.numbers} in {held.tensors}: they do not belong together. Take both from one checkpoint."
@@ -62,6 +76,8 @@ def no_larger(held: Held, weights: Path, settings: Path, unbounded: bool = False
 
     def count(_module: nn.Module, _name: str, item: Tensor | None) -> None:
         nonlocal built, made
+        if _elsewhere:
+            return
         built, made = built + (0 if item is None else item.numel()), made + 1
         check(built)
 
@@ -91,5 +107,9 @@ class Sizes(TorchDispatchMode):
             self._check(math.prod(args[0]))
         elif torch.Tag.pointwise in func.tags:
             shapes = [item.shape for item in args if isinstance(item, Tensor)]
-            self._check(math.prod(torch.broadcast_shapes(*shapes)))
+            numbers = math.prod(torch.broadcast_shapes(*shapes))
+            # As many as one of these holds are there already, and may be a model's from elsewhere.
+            held = (item.untyped_storage().nbytes() // item.itemsize for item in args if isinstance(item, Tensor))
+            if numbers > max(held, default=0):
+                self._check(numbers)
         return func(*args, **(kwargs or {}))

@@ -116,8 +116,7 @@ def load_policy(
         raise UsageError(f"frame={frame}: {directory} has {known}")
     spec, stats = _frame(value, config_path) if frame is None else frames[frame]
     weights = weights_path(directory, ema)
-    held = held_by_shapes(shapes(weights))
-    with no_larger(held, weights, config_path, unbounded=pretrained(config)):
+    with no_larger(held_by_shapes(shapes(weights)), weights, config_path):
         policy = build_policy(config, spec, stats, tuple(value["texts"]))
     policy.frames, policy.frame, policy.recorded = frames, frame, value["recorded"]
     _load_weights(policy, weights)
@@ -213,11 +212,6 @@ def policy_config(value: dict[str, Any], decode: Mapping[str, Any], path: Path) 
 def _settings(name: str) -> Any:
     """A policy's settings with their types, by default; `merge` copies them. Making them takes as long as merging into them."""
     return OmegaConf.structured(POLICIES[name].config())
-
-
-def pretrained(config: PolicyConfig) -> bool:
-    """Whether the policy is built around a pretrained model, whose weights are in files of their own."""
-    return getattr(getattr(config, "vlm", None), "path", None) is not None
 
 
 def shapes(path: Path) -> list[tuple[int, ...]]:

@@ -49,6 +49,10 @@ class Settings:
         default=None, metadata={"help": "indices of the gripper in an action, likewise; none if null"}
     )
     clip: str | None = field(default=None, metadata={"help": "from=mode: folder of the CLIP model that it was trained with"})
+    vlm: str | None = field(
+        default=None,
+        metadata={"help": "from=lerobot: directory or hub name of the vision-language model that a plugin's policy is around"},
+    )
     rename: Any = field(default=None, metadata={"help": "the robot's names of what it observes, rename={image:image.top}"})
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Settings:
             raise UsageError(f"cameras={self.cameras} without env=: they are a simulator's")
         if self.clip is not None and self.source != "mode":
             raise UsageError(f"clip={self.clip}: only from=mode has instructions that are CLIP's vectors")
+        if self.vlm is not None and self.source != "lerobot":
+            raise UsageError(f"vlm={self.vlm}: only policies of LeRobot's plugin (from=lerobot) are around such a model")
         if self.control not in (None, *CONTROLS):
             raise UsageError(f"control={self.control}: expected one of {', '.join(CONTROLS)}")
         if self.rate is not None and not self.rate > 0:
@@ -109,5 +115,5 @@ def robot_of(settings: Settings) -> Robot:
     elif settings.env is not None:
         like = simulated(settings.env, settings.cameras, settings.size)
     if like is not None:
-        return Robot(like[0].rate, settings.control, like=like, rename=names, clip=clip)
-    return Robot(settings.rate, settings.control, tuple(settings.gripper or ()), rename=names, clip=clip)
+        return Robot(like[0].rate, settings.control, like=like, rename=names, clip=clip, vlm=settings.vlm)
+    return Robot(settings.rate, settings.control, tuple(settings.gripper or ()), rename=names, clip=clip, vlm=settings.vlm)

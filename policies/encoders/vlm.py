@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...config import UsageError
 from ...spec import KinoiseError, Observation, Spec, Stats
+from ..bounded import elsewhere
 from ..core.codec import Affine
 from ..core.network.tokens import NOTHING
 from ..core.process.base import Prediction
@@ -145,7 +146,8 @@ class VlmBackbone(nn.Module):
         self.looks = not config.freeze_vision and bool(self.cameras)
         # Weights that are trained stay float32, which small steps need; autocast computes with them in `dtype`.
         pretrained = torch.float32 if config.lora == 0 or self.looks else self.dtype
-        self.family, table, output = load_family(config.path, [(shape[0], shape[1]) for shape in shapes], pretrained)
+        with elsewhere():
+            self.family, table, output = load_family(config.path, [(shape[0], shape[1]) for shape in shapes], pretrained)
         lora = (config.lora, config.lora_alpha) if config.lora else None
         choose_trained(self.family, lora, self.looks, self.dtype)
         if config.checkpointing:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ...config import UsageError
 from ...files import read_json, write_json, write_tensors
 from ...spec import KinoiseError
 from .. import build_policy
@@ -60,6 +61,8 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     told = read_json(folder / CONFIG)
     if isinstance(told, dict) and str(told.get("type")).startswith(PREFIX):
         return import_plugin(folder, told, robot)
+    if robot.vlm is not None:
+        raise UsageError(f"vlm={robot.vlm}: policies of LeRobot's own are built around no such model: leave out vlm=")
     if isinstance(told, dict):
         within({key: told.get(key) for key in (*DEFAULTS, "input_features", "output_features")}, source)
     value = read_config(told, source)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...config import UsageError
 from ...files import write_json, write_tensors
 from ...spec import Feature, KinoiseError
 from .. import POLICIES, build_policy
-from ..base import Policy
+from ..base import Policy, PolicyConfig
 from ..bounded import held_by_shapes, no_larger
-from ..checkpoint import policy_config, pretrained, shapes
+from ..checkpoint import policy_config, shapes
 from ..diffusion import DiffusionConfig
 from .bounds import shown
 from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
@@ -52,11 +53,12 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
         notes.append(f"control={spec.control} is a guess by the names of its actions: control= says what they mean")
     keys = dict(zip(data.spec.observations, spec.observations, strict=True))
     config = policy_config(_settings(value, path), {}, path)
+    _around(config, robot, path)
     config.observations = list(spec.observations)
     if isinstance(config, DiffusionConfig):
         config.vector = replace(config.vector, states={keys.get(key, key): item for key, item in config.vector.states.items()})
     stats = {keys.get(key, key): item for key, item in data.stats.items()}
-    with no_larger(held_by_shapes(shapes(weights)), weights, path, unbounded=pretrained(config)):
+    with no_larger(held_by_shapes(shapes(weights)), weights, path):
         policy = build_policy(config, spec, stats, data.texts)
     policy.recorded = data.recorded
     tensors, expected = Tensors(read_safetensors(weights), weights), policy.state_dict(keep_vars=True)
@@ -107,6 +109,23 @@ def export_plugin(
     write_json(out / CONFIG, value)
     write_tensors(out / WEIGHTS, weights)
     write_processors(out, value, {})
+
+
+def _around(config: PolicyConfig, robot: Robot, path: Path) -> None:
+    """Puts the user's vision-language model in place of the checkpoint's, which says where one is opened or asked for.
+
+    Raises KinoiseError where the user gave none, UsageError for one that the policy isn't built around.
+    """
+    found = getattr(config, "vlm", None)
+    if found is not None and found.path is not None:
+        if robot.vlm is None:
+            raise KinoiseError(
+                f"{path}: its policy is built around a vision-language model, vlm.path={shown(found.path)}, which is not "
+                "opened on the checkpoint's word: give vlm=, that model's directory here or its name on the Hugging Face hub"
+            )
+        found.path = robot.vlm
+    elif robot.vlm is not None:
+        raise UsageError(f"vlm={robot.vlm}: the checkpoint's policy is built around no vision-language model: leave out vlm=")
 
 
 def _renamed(folder: Path, data: Data) -> dict[str, str]:

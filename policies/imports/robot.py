@@ -41,6 +41,7 @@ class Robot:
         like: the spec and the instructions of data or a simulator of this robot, in place of these three.
         rename: what the checkpoint's observations are called on this robot, by what the importer calls them.
         clip: the folder of a CLIP model, for those whose instructions are its vectors.
+        vlm: directory or hub name of a vision-language model, for those that are built around one.
     """
 
     rate: float | None = None
@@ -49,6 +50,7 @@ class Robot:
     like: tuple[Spec, tuple[str, ...]] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     clip: Path | None = None
+    vlm: str | None = None
 
     def keys(self, observed: Sequence[str]) -> list[str]:
         """The robot's names of these observations. Raises KinoiseError for a `rename` of others, and for a name given twice."""

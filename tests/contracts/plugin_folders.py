@@ -25,7 +25,8 @@ def random(name: str, **over: object) -> Policy:
     policy, gen = small(name, **{**POLICIES.get(name, {}), **over}), torch.Generator().manual_seed(3)
     with torch.no_grad():
         for item in policy.parameters():
-            item.add_(0.1 * torch.randn(item.shape, generator=gen))
+            if item.requires_grad:  # a pretrained model's stay as its files have them
+                item.add_(0.1 * torch.randn(item.shape, generator=gen))
     return policy.eval()
 
 
