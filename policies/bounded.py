@@ -103,8 +103,16 @@ class Sizes(TorchDispatchMode):
         self._check = check
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if args and isinstance(args[0], (list, tuple)) and all(type(size) is int for size in args[0]):
-            self._check(math.prod(args[0]))
+        named = {argument.name for argument in func._schema.arguments}
+        sizes = [item for item in args[:2] if isinstance(item, (list, tuple)) and all(type(size) is int for size in item)]
+        if args and sizes and (sizes[0] is args[0] or func.overloadpacket.__name__.startswith("new_")):
+            self._check(math.prod(sizes[0]))
+        elif func.overloadpacket.__name__ == "repeat":
+            self._check(args[0].numel() * math.prod(args[1]))
+        elif "device" in named and not any(isinstance(item, Tensor) for item in args):
+            # How many linspace, arange, eye and others like them make is theirs to say, where it takes no memory.
+            given = {name: None if name in ("generator", "pin_memory") else item for name, item in (kwargs or {}).items()}
+            self._check(func(*args, **{**given, "device": torch.device("meta")}).numel())
         elif torch.Tag.pointwise in func.tags:
             shapes = [item.shape for item in args if isinstance(item, Tensor)]
             numbers = math.prod(torch.broadcast_shapes(*shapes))

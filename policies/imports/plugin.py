@@ -18,7 +18,7 @@ from ..base import Policy, PolicyConfig
 from ..bounded import held_by_shapes, no_larger
 from ..checkpoint import policy_config, shapes
 from ..diffusion import DiffusionConfig
-from .bounds import shown
+from .bounds import shown, within
 from .lerobot_config import ACTION, ENVIRONMENT, our_key, their_name
 from .lerobot_processors import POSTPROCESSOR, PREPROCESSOR, read_steps, refuse_scaling, renamed, write_processors
 from .plugin_config import AVERAGED, LEFT_OUT, OTHERS, PREFIX, THEIRS, TRAINED, UPDATES, WRITTEN, Data
@@ -144,7 +144,8 @@ def _renamed(folder: Path, data: Data) -> dict[str, str]:
 def _settings(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Of a policy of ours, out of the plugin's config.json.
 
-    Raises KinoiseError for settings that are missing, whose defaults today need not be those of then, and for unknown ones.
+    Raises KinoiseError for settings that are missing, whose defaults today need not be those of then, for unknown ones, and for
+    whole numbers that none can be.
     """
     name = value["type"].removeprefix(PREFIX)
     if name not in POLICIES:
@@ -162,6 +163,7 @@ def _settings(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: {'; '.join(item[:LONGEST] for item in problems[:SHOWN])}{more}. kinoise and its plugin write all of a "
             "policy's settings and no others: it was changed, or another version wrote it. Take it from where it was made"
         )
+    within({key: value[key] for key in theirs.values()}, path)
     return {"name": name, **{ours: value[key] for ours, key in theirs.items()}}
 
 

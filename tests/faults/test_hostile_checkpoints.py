@@ -108,6 +108,11 @@ SETTINGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("width", lambda value: value["policy"]["network"].update(width=2**20), "do not belong together|no policy can be built"),
     ("depth", lambda value: value["policy"]["network"].update(depth=10**6), "do not belong together|no policy can be built"),
     ("chunk", lambda value: value["policy"].update(chunk=10**12), "do not belong together|no policy can be built"),
+    (
+        "levels",
+        lambda value: value["policy"]["process"].update(kind="vp", parametrisation="eps", levels=10**9),
+        "do not belong together",
+    ),
     ("digits", lambda value: value["policy"]["network"].update(width=10**400), "config.json"),
     ("environment", lambda value: value["policy"].update(observations=["${oc.env:HOME}"]), "looked up elsewhere"),
     ("name", lambda value: value["policy"].update(name=["mode"]), "is unknown"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import resource
 import time
@@ -15,9 +16,10 @@ import lerobot_unets
 import mode_release
 import pytest
 import torch
-from kinoise.policies.imports import Robot, bounds, export_lerobot, import_policy
+from kinoise.policies.imports import Robot, bounds, export_lerobot, export_plugin, import_policy
 from kinoise.policies.imports.torch_zip import plain, read_torch
 from kinoise.spec import Feature, KinoiseError, Spec
+from small_policies import small
 
 GROWTH = 400 << 10
 """KiB that refusing may take."""
@@ -87,6 +89,16 @@ def test_dp_ts_settings_that_ask_for_more_than_the_weights_hold(name: str, value
     path = tmp_path / "a.ckpt"
     dp_workspace.workspace(path, {name: value})
     refused("dp", path, Robot(20.0), f"{LARGER}|expected a (whole )?number from")
+
+
+@pytest.mark.parametrize("levels", [10**9, 10**400, [10**9]])
+def test_the_plugins_settings_that_ask_for_more_than_the_weights_hold(levels: Any, tmp_path: Path) -> None:
+    export_plugin(small("diffusion"), tmp_path)
+    path = tmp_path / "config.json"
+    value = json.loads(path.read_text())
+    value["process"].update(kind="vp", parametrisation="eps", levels=levels)
+    path.write_text(json.dumps(value))
+    refused("lerobot", tmp_path, Robot(), LARGER)
 
 
 IMAGES = {key: Feature(shape, "image") for key, shape in zip(mode_release.CAMERAS, mode_release.SHAPES, strict=True)}
