@@ -6,7 +6,7 @@ optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,35 @@ LAYER = {"linear1": "into", "linear2": "out", "self_attn.out_proj": "attention.o
 ATTENTIONS = {"attention": "self_attn", "cross": "multihead_attn"}
 MODULES = {"input_emb": "actions", "cond_obs_emb": "context", "ln_f": "norm", "head": "head"}
 POSITIONS = {"network.position": "model.pos_emb", "network.place": "model.cond_pos_emb"}
+KNOWN = {
+    "policy": """
+_target_ model noise_scheduler horizon obs_dim action_dim n_action_steps n_obs_steps num_inference_steps obs_as_cond
+pred_action_steps_only eta use_clipped_model_output
+""",
+    "policy.model": """
+_target_ input_dim output_dim horizon n_obs_steps cond_dim n_layer n_head n_emb p_drop_emb p_drop_attn causal_attn time_as_cond
+obs_as_cond n_cond_layers
+""",
+    "policy.noise_scheduler": """
+_target_ num_train_timesteps beta_start beta_end beta_schedule trained_betas variance_type clip_sample clip_sample_range
+prediction_type thresholding dynamic_thresholding_ratio sample_max_value timestep_spacing steps_offset set_alpha_to_one
+rescale_betas_zero_snr
+""",
+}
+"""The settings that are read, or change nothing beside those that are: betas by beta_start under squaredcos_cap_v2, say."""
+UNCHANGED = {
+    "policy.noise_scheduler.steps_offset": 0,
+    "policy.noise_scheduler.set_alpha_to_one": True,
+    "policy.noise_scheduler.timestep_spacing": "leading",
+    "policy.noise_scheduler.thresholding": False,
+    "policy.noise_scheduler.trained_betas": None,
+    "policy.noise_scheduler.rescale_betas_zero_snr": False,
+    "policy.pred_action_steps_only": False,
+    "policy.use_clipped_model_output": False,
+    "policy.model.time_as_cond": True,
+    "policy.model.obs_as_cond": True,
+}
+"""What they have to be where they are given."""
 DUMMY, MASKS = "_dummy_variable", ("model.mask", "model.memory_mask")
 """What its state dicts hold besides weights."""
 
@@ -113,6 +142,21 @@ class Settings:
             raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}: expected a number from 0 on")
         return float(found)
 
+    def boolean(self, name: str, default: bool) -> bool:
+        found = self.get(name, default)
+        if type(found) is not bool:
+            raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}: expected true or false")
+        return found
+
+    def only(self, name: str, known: Collection[str], source: str) -> None:
+        """Raises KinoiseError for settings in `name` besides those known: what nobody reads may change plans."""
+        found = self.get(name, {})
+        others = sorted(map(str, found.keys() - set(known))) if isinstance(found, Mapping) else [found]
+        if others:
+            raise KinoiseError(
+                f"{self.path}: cfg.{name} has {shown(others)}, which {source} hasn't: it was written by other code"
+            )
+
     def policy(self) -> DiffusionConfig:
         """Ours. Raises KinoiseError for what kinoise can't do."""
         target, scheduler = self.name("policy._target_"), self.name("policy.noise_scheduler._target_")
@@ -123,12 +167,12 @@ class Settings:
         self._expect("policy.noise_scheduler.beta_schedule", None, ("squaredcos_cap_v2",), "linear")
         if name == "DDPM":
             self._expect("policy.noise_scheduler.variance_type", None, ("fixed_small",), "fixed_small")
-        self._expect("policy.noise_scheduler.steps_offset", None, (0,), 0)
-        self._expect("policy.noise_scheduler.set_alpha_to_one", None, (True,), True)
-        self._expect("policy.noise_scheduler.timestep_spacing", None, ("leading",), "leading")
+        for setting, known in UNCHANGED.items():
+            self._expect(setting, None, (known,), known)
         self._expect("policy.obs_as_cond", None, (True,), False)
-        self._expect("policy.pred_action_steps_only", None, (False,), False)
-        self._expect("policy.model.time_as_cond", None, (True,), True)
+        self._expect("policy.eta", None, (0, 0.0), 0)
+        for place, known in KNOWN.items():
+            self.only(place, known.split(), "diffusion_policy")
         history = self.integer("policy.n_obs_steps", most=LONGEST)
         levels = self.integer("policy.noise_scheduler.num_train_timesteps")
         clip = self.number("policy.noise_scheduler.clip_sample_range", 1.0)
@@ -144,7 +188,7 @@ class Settings:
                 parametrisation=PARAMETRISATIONS[prediction],
                 levels=levels,
                 spacing="leading",
-                clip=clip if self.get("policy.noise_scheduler.clip_sample", True) else None,
+                clip=clip if self.boolean("policy.noise_scheduler.clip_sample", True) else None,
                 clips=CLIPS[name],
             ),
             network=NetworkConfig(
@@ -152,18 +196,20 @@ class Settings:
                 width=self.integer("policy.model.n_emb"),
                 depth=self.integer("policy.model.n_layer"),
                 heads=self.integer("policy.model.n_head"),
-                causal=bool(self.get("policy.model.causal_attn", False)),
+                causal=self.boolean("policy.model.causal_attn", False),
                 dropout=self.number("policy.model.p_drop_attn", 0.1),
                 positions=levels,
                 encoder_depth=self.integer("policy.model.n_cond_layers", 0, least=0),
             ),
             vector=VectorConfig(language=False),
-            decode=DecodeConfig(sampler=name.lower(), steps=levels if self.get(steps, None) is None else self.integer(steps)),
+            decode=DecodeConfig(
+                sampler=name.lower(), steps=levels if self.get(steps, None) is None else self.integer(steps, most=levels)
+            ),
         )
 
     def _expect(self, name: str, value: Any, known: tuple[Any, ...], default: Any) -> Any:
         found = self.get(name, default) if value is None else value
-        if found not in known:
+        if not any(type(found) is type(item) and found == item for item in known):  # 1 is no true
             only = " and ".join(map(str, known))
             raise KinoiseError(f"{self.path}: cfg.{name} is {shown(found)}; kinoise imports {only} alone")
         return found

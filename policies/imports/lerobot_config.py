@@ -155,6 +155,9 @@ def _refuse(value: Mapping[str, Any], source: str) -> None:
         f"noise_scheduler_type={value['noise_scheduler_type']}: DDPM and DDIM alone": (
             value["noise_scheduler_type"] not in CLIPS
         ),
+        f"num_inference_steps={value['num_inference_steps']}: the {levels} levels of num_train_timesteps at most": (
+            (value["num_inference_steps"] or 0) > levels
+        ),
         f"output_features={sorted(value['output_features'])}: 'action' alone": list(value["output_features"]) != [ACTION],
     }
     wrong = [text for text, bad in problems.items() if bad]

@@ -45,12 +45,7 @@ class AgentSettings(Settings):
         ):
             target = f"{name}._target_"
             self._expect(target, self.name(target), (known,), None)
-        settings = self.get(inner, {})
-        others = sorted(map(str, settings.keys() - set(KNOWN.split()))) if isinstance(settings, dict) else [settings]
-        if others:
-            raise KinoiseError(
-                f"{self.path}: cfg.{inner} has {shown(others)}, which MoDE's release hasn't: it was written by other code"
-            )
+        self.only(inner, KNOWN.split(), "MoDE's release")
         # Where a setting is missing, the release's own default counts.
         for name, known, default in (
             ("model.use_proprio", False, False),

@@ -43,12 +43,40 @@ def test_dp_t_plans_as_its_own_network_under_diffusers_scheduler(tmp_path, monke
         ("policy.model.p_drop_attn", "x", "p_drop_attn is 'x': expected a number from 0"),
         ("policy.model.n_cond_layers", None, "n_cond_layers is None: expected a whole number from 0"),
         ("policy.num_inference_steps", "x", "num_inference_steps is 'x': expected a whole number from 1"),
+        ("policy.num_inference_steps", 21, "num_inference_steps is 21: expected a whole number from 1 to 20"),
+        ("policy.noise_scheduler.thresholding", True, "thresholding is True; kinoise imports False alone"),
+        ("policy.noise_scheduler.trained_betas", [0.1] * 20, "trained_betas is .*; kinoise imports None alone"),
+        ("policy.noise_scheduler.rescale_betas_zero_snr", True, "rescale_betas_zero_snr is True"),
+        ("policy.noise_scheduler.clip_sample", "no", "clip_sample is 'no': expected true or false"),
+        ("policy.noise_scheduler.set_alpha_to_one", 1, "set_alpha_to_one is 1; kinoise imports True alone"),
+        ("policy.noise_scheduler.thresholdin", True, r"noise_scheduler has \['thresholdin'\], which diffusion_policy hasn't"),
+        ("policy.eta", 1.0, "eta is 1.0; kinoise imports"),
+        ("policy.guidance", 1.0, r"cfg.policy has \['guidance'\]"),
+        ("policy.model.causal_attn", "yes", "causal_attn is 'yes': expected true or false"),
+        ("policy.model.obs_as_cond", 1, "obs_as_cond is 1; kinoise imports True alone"),
+        ("policy.model.rotary", False, r"cfg.policy.model has \['rotary'\]"),
     ],
 )
-def test_damaged_settings_of_dp_t_end_in_one_line(tmp_path, name, value, why):
+def test_damaged_and_foreign_settings_of_dp_t_end_in_one_line(tmp_path, name, value, why):
     workspace(tmp_path / "a.ckpt", {name: value})
     with pytest.raises(KinoiseError, match=why):
         import_policy("dp", tmp_path / "a.ckpt", Robot(20.0))
+
+
+def test_settings_of_dp_t_that_change_nothing_are_taken(tmp_path):
+    workspace(tmp_path / "a.ckpt")
+    plain = import_policy("dp", tmp_path / "a.ckpt", Robot(20.0)).policy.config
+    scheduler = {
+        "thresholding": False,
+        "trained_betas": None,
+        "sample_max_value": 2.0,
+        "beta_start": 0.5,
+        "variance_type": "fixed_small",
+    }
+    changes = {f"policy.noise_scheduler.{name}": value for name, value in scheduler.items()}
+    changes |= {"policy.model.p_drop_emb": 0.9, "policy.eta": 0.0, "policy.model.obs_as_cond": True, "policy.model.horizon": 6}
+    workspace(tmp_path / "b.ckpt", changes)
+    assert import_policy("dp", tmp_path / "b.ckpt", Robot(20.0)).policy.config == plain
 
 
 def test_dp_t_observes_the_datas_states_in_the_order_of_its_keys(tmp_path):

@@ -154,6 +154,7 @@ def test_an_imported_policy_is_a_run_that_starts_warm_and_caches(tmp_path, capsy
         ({"down_dims": "wide"}, "down_dims='wide'"),
         ({"down_dims": [8, 24]}, r"down_modules\.1\.0\.conv1\.block\.0\.weight has shape \(16, 8, 3\)"),
         ({"horizon": -8}, "horizon=-8"),
+        ({"num_inference_steps": LEVELS + 1}, "num_inference_steps=21: the 20 levels of num_train_timesteps at most"),
         ({"crop_ratio": "x"}, "crop_ratio='x'"),
         ({"crop_ratio": 1.5}, "crop_ratio=1.5: above 0"),
         ({"input_features": {"observation.state": 5}}, r"observation\.state is 5: expected a type and a shape"),
