@@ -248,6 +248,22 @@ def test_missing_and_unexpected_weights_are_listed(tmp_path):
         assert said in str(caught.value)
 
 
+def test_two_tensors_that_become_one_are_refused(tmp_path):
+    """torch.compile puts `_orig_mod` into names; a file with both has two tensors where the policy has one."""
+    policy = small()
+    export_lerobot(policy, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    compiled = {name.replace("diffusion.", "diffusion._orig_mod."): item for name, item in weights.items()}
+    save_file(compiled, tmp_path / "model.safetensors")
+    torch.testing.assert_close(
+        plans(import_policy("lerobot", tmp_path, Robot(10.0)).policy), plans(policy), rtol=1e-5, atol=1e-5
+    )
+    again = {name: torch.full_like(item, 7.0) for name, item in compiled.items() if name.endswith("final_conv.1.bias")}
+    save_file({**weights, **again}, tmp_path / "model.safetensors")
+    with pytest.raises(KinoiseError, match=r"final_conv\.1\.bias is in it twice"):
+        import_policy("lerobot", tmp_path, Robot(10.0))
+
+
 def test_a_processor_that_does_more_is_refused(tmp_path):
     export_lerobot(small(), tmp_path)
     path = tmp_path / "policy_preprocessor.json"
