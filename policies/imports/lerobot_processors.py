@@ -16,8 +16,10 @@ PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.
 RENAME, DEVICE = "rename_observations_processor", "device_processor"
 PASSIVE = (RENAME, "to_batch_processor", DEVICE)
 """Steps that don't change numbers."""
-NORMALISERS = ("normalizer_processor", "unnormalizer_processor")
+NORMALISERS = {PREPROCESSOR: "normalizer_processor", POSTPROCESSOR: "unnormalizer_processor"}
+"""The step that scales, of each pipeline: observations before the policy, and actions after it back to what they were."""
 EPSILON = 1e-8
+SUFFIX = ".safetensors"
 EXACT = (None, "float32")
 """What a device step may make of numbers, which changes none."""
 
@@ -42,7 +44,14 @@ def read_steps(path: Path) -> list[Step]:
     steps = value.get("steps") if isinstance(value, dict) else None
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise KinoiseError(f"{path}: expected a list of steps. The file is damaged: save the policy again")
-    return [_step(path, step) for step in steps]
+    found = [_step(path, step) for step in steps]
+    scaling = [step.kind for step in found if step.kind in NORMALISERS.values()]
+    if scaling not in ([], [NORMALISERS[path.name]]):
+        raise KinoiseError(
+            f"{path}: it scales by {' and '.join(map(repr, scaling))}: expected {NORMALISERS[path.name]!r}, once. Save the "
+            "policy again with that alone"
+        )
+    return found
 
 
 def _step(path: Path, value: Mapping[str, Any]) -> Step:
@@ -50,15 +59,17 @@ def _step(path: Path, value: Mapping[str, Any]) -> Step:
     maps: list[Any] = [settings.get(key) or {} for key in ("rename_map", "norm_map")] if isinstance(settings, dict) else [None]
     if not all(isinstance(item, dict) and all(isinstance(name, str) for name in item.values()) for item in maps):
         raise KinoiseError(f"{path}: the settings of its step {shown(kind)} are damaged: save the policy again")
-    if kind not in (*PASSIVE, *NORMALISERS):
+    if kind not in (*PASSIVE, *NORMALISERS.values()):
         raise KinoiseError(f"{path}: the step {shown(kind)} changes what the policy sees or does; kinoise doesn't know it")
     if kind == DEVICE and settings.get("float_dtype") not in EXACT:
         raise KinoiseError(
             f"{path}: the step {DEVICE!r} rounds numbers to {shown(settings['float_dtype'])}: expected float32, or none. Save "
             "the policy without its float_dtype"
         )
-    state_file = value.get("state_file")
-    return Step(path, kind, settings, None if state_file is None else str(state_file))
+    file = value.get("state_file")
+    if file is not None and not (isinstance(file, str) and Path(file).name == file and file.endswith(SUFFIX)):
+        raise KinoiseError(f"{path}: state_file is {shown(file)}: expected the name of a {SUFFIX} file beside it")
+    return Step(path, kind, settings, file)
 
 
 def renamed(steps: Sequence[Step]) -> dict[str, str]:
@@ -79,7 +90,7 @@ def renamed(steps: Sequence[Step]) -> dict[str, str]:
 def refuse_scaling(steps: Sequence[Step]) -> None:
     """Raises KinoiseError where one of them scales, for policies that do it themselves."""
     for step in steps:
-        modes = step.settings.get("norm_map") or {} if step.kind in NORMALISERS else {}
+        modes = step.settings.get("norm_map") or {} if step.kind in NORMALISERS.values() else {}
         scaled = {kind: mode for kind, mode in modes.items() if mode != "IDENTITY"}
         if scaled:
             raise KinoiseError(

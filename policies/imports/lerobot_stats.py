@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...spec import KinoiseError, Stats
 from ..core.codec import coincide
+from .bounds import shown
 from .lerobot_processors import EPSILON, NORMALISERS, POSTPROCESSOR, PREPROCESSOR, Step, read_steps, renamed
 from .tensors import read_safetensors
 
@@ -52,7 +53,7 @@ def _processors(folder: Path, kinds: Mapping[str, str]) -> Normalisation:
         if name == PREPROCESSOR:
             found.renamed |= renamed(steps)
         for step in steps:
-            if step.kind in NORMALISERS:
+            if step.kind in NORMALISERS.values():
                 _normaliser(found, step, features, kinds)
     return found
 
@@ -63,11 +64,10 @@ def _normaliser(found: Normalisation, step: Step, features: Iterable[str], kinds
         raise KinoiseError(f"{path}: eps={settings['eps']}: kinoise knows LeRobot's default of {EPSILON} alone")
     tensors = {}
     if step.state_file is not None:
-        file = step.state_file
-        if Path(file).name != file:
-            raise KinoiseError(f"{path}: state_file={file}: expected a file beside it")
-        tensors = read_safetensors(path.parent / file)
+        tensors = read_safetensors(path.parent / step.state_file)
     only = settings.get("normalize_observation_keys")
+    if only is not None and not isinstance(only, list):
+        raise KinoiseError(f"{path}: normalize_observation_keys is {shown(only)}: expected a list of names, or null")
     for feature in features:
         own = {key.rpartition(".")[2]: item for key, item in tensors.items() if key.rpartition(".")[0] == feature}
         mode = str((settings.get("norm_map") or {}).get(kinds[feature], "IDENTITY"))

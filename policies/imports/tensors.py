@@ -58,10 +58,10 @@ class Tensors:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Raises KinoiseError for a file that is missing or damaged."""
+    """Raises KinoiseError for a file that is missing or damaged, and for what is no file."""
     try:
         return load_file(path)
     except FileNotFoundError as error:
         raise KinoiseError(f"{path} is missing: give the folder that holds it.") from error
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise KinoiseError(f"{path} can't be read as safetensors ({error}): it is damaged, or another kind of file.") from error
