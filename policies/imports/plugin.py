@@ -16,6 +16,7 @@ from ...spec import Feature, KinoiseError
 from .. import POLICIES, build_policy
 from ..base import Policy, PolicyConfig
 from ..bounded import held_by_shapes, no_larger
+from ..caching import check_fit
 from ..checkpoint import policy_config, shapes
 from ..diffusion import DiffusionConfig
 from .bounds import shown, within
@@ -65,6 +66,11 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     parts = (TRAINED, AVERAGED) if value["ema"] else (TRAINED,)
     found = {part: {key: tensors.get(f"{part}.{key}", item) for key, item in expected.items()} for part in parts}
     tensors.finish((UPDATES,))
+    policy.load_state_dict(found[parts[-1]])  # which plan
+    try:
+        check_fit(policy.config.decode, policy)
+    except KinoiseError as error:
+        raise KinoiseError(f"{path}: {error} there") from error
     policy.load_state_dict(found[TRAINED])
     return Imported(policy.eval(), weights, notes, found.get(AVERAGED, {}))
 

@@ -11,11 +11,16 @@ from typing import Any
 import pytest
 import torch
 from kinoise.config import UsageError
+from kinoise.policies.caching import fingerprint
+from kinoise.policies.checkpoint import load_policy
+from kinoise.policies.decode import CacheSchedule
 from kinoise.policies.example import example
 from kinoise.policies.imports import Robot, import_policy
 from kinoise.policies.imports.plugin import export_plugin
 from kinoise.spec import KinoiseError, SpecMismatch
+from kinoise.train.import_policy import main as import_main
 from plugin_folders import changed, piped, plans, random
+from safetensors.torch import load_file, save_file
 from small_policies import SPEC
 
 
@@ -128,3 +133,24 @@ def test_observations_that_lerobot_renames_have_the_robots_names(tmp_path: Path)
     assert torch.equal(found.plan(renamed, torch.Generator().manual_seed(0)).actions, plans(policy))
     again = import_policy("lerobot", tmp_path, Robot(rename={"arm": "agent"})).policy
     assert list(again.spec.observations) == list(again.stats)[:1] == ["agent"]
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_cache_comes_in_with_the_weights_that_it_was_fitted_to(averaged: bool, tmp_path: Path) -> None:
+    policy = random("diffusion")
+    decode, known = policy.config.decode, fingerprint(policy)
+    schedule = CacheSchedule("by hand", decode.sampler, policy.evaluations, known, {"0.attention": [0, 2]})
+    policy.config.decode = replace(decode, cache="fitted", schedule=schedule)
+    own = policy.state_dict()
+    export_plugin(policy, tmp_path, trained={name: 0.5 * item for name, item in own.items()} if averaged else None)
+    assert import_main([str(tmp_path), f"out={tmp_path / 'run'}"]) == 0
+    assert load_policy(tmp_path / "run", device="cpu").config.decode.schedule.weights == known
+    weights = load_file(tmp_path / "model.safetensors")
+    moved = {
+        name: item + 1 if name.startswith("average." if averaged else "policy.") else item for name, item in weights.items()
+    }
+    save_file(moved, tmp_path / "model.safetensors")
+    with pytest.raises(
+        KinoiseError, match=r"config\.json: the cache's schedule was fitted to other weights .*cache=none there"
+    ):
+        import_policy("lerobot", tmp_path, Robot())

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from kinoise.config import UsageError
 from kinoise.policies import Policy, build_policy
+from kinoise.policies.caching import check_fit
 from kinoise.policies.imports.plugin_config import Data
 from kinoise.spec import KinoiseError, Plan
 from kinoise.train.optimizer import decayed, trained
@@ -82,12 +83,23 @@ class KinoisePolicy(PreTrainedPolicy):
             )
 
     def get_optim_params(self) -> list[dict[str, Any]]:
-        """The trained parameters in two groups, of which norms, biases and embeddings have no weight decay."""
+        """The trained parameters in two groups, of which norms, biases and embeddings have no weight decay.
+
+        Raises UsageError for a cache that was fitted to the weights as they are.
+        """
+        self._check_cache()
         parameters, shrunk = trained(self.policy), decayed(self.policy)
         return [
             {"params": [item for name, item in parameters.items() if name in shrunk]},
             {"params": [item for name, item in parameters.items() if name not in shrunk], "weight_decay": 0.0},
         ]
+
+    def _check_cache(self) -> None:
+        if self.config.decode.cache == "fitted":
+            raise UsageError(
+                "decode.cache=fitted: its schedule is for the weights as they are, and training changes them. Train on with "
+                "--policy.decode.cache=none, and fit another afterwards: kinoise import-lerobot, then kinoise fit-cache"
+            )
 
     def forward(self, batch: dict[str, Any], reduction: str = "mean") -> tuple[Tensor, dict[str, float]]:
         """The loss, and its parts as numbers for the log.
@@ -108,7 +120,11 @@ class KinoisePolicy(PreTrainedPolicy):
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average after an update of the weights: LeRobot's training calls it (Diffusion Policy's schedule)."""
+        """Moves the average after an update of the weights: LeRobot's training calls it (Diffusion Policy's schedule).
+
+        Raises UsageError as `get_optim_params` does.
+        """
+        self._check_cache()
         if self.average is not None:
             decay = min(1.0 - (1.0 + int(self.updates)) ** -self.config.ema_power, self.config.ema_max)
             live, average = trained(self.policy), dict(self.average.named_parameters())
@@ -212,12 +228,15 @@ class KinoisePolicy(PreTrainedPolicy):
             self._queue.extend(self._plan.actions[:, : self.config.n_action_steps].unbind(1))
         return self._queue.popleft().to(self.config.device)
 
+    @property
+    def _planner(self) -> Policy:
+        return self.policy if self.average is None else self.average
+
     def _planned(self, batch: dict[str, Any], previous: Plan | None, elapsed: int = 0, prefix: int = 0) -> Plan:
         self.eval()
-        planner = self.policy if self.average is None else self.average
         with torch.inference_mode(False), torch.no_grad():
             seen = observation(batch, self.data)
-            return planner.plan(seen, torch.default_generator, previous=previous, elapsed=elapsed, prefix=prefix)
+            return self._planner.plan(seen, torch.default_generator, previous=previous, elapsed=elapsed, prefix=prefix)
 
     @classmethod
     def from_pretrained(cls: type[Own], pretrained_name_or_path: str | Path, *, strict: bool = True, **others: Any) -> Own:
@@ -237,6 +256,7 @@ class KinoisePolicy(PreTrainedPolicy):
             raise KinoiseError(f"{model_file} can't be read ({error}): it was cut short. Take another checkpoint.") from error
         except RuntimeError as error:
             raise KinoiseError(f"{model_file} does not match its config.json: {error}") from error
+        check_fit(model.policy.config.decode, model._planner)
         return model
 
 

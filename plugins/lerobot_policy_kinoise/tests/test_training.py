@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kinoise.config import UsageError
 from kinoise.data import open_store
 from kinoise.data.base import episode
 from kinoise.data.lerobot import LeRobotStore
 from kinoise.data.windows import Windows
+from kinoise.policies.caching import fingerprint
+from kinoise.policies.decode import CacheSchedule
 from kinoise.spec import KinoiseError
 from lerobot.configs.default import DatasetConfig
 from lerobot.configs.policies import PreTrainedConfig
@@ -23,7 +26,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.factory import make_dataset
 from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 from lerobot.policies.factory import get_policy_class, make_policy, make_policy_config, make_pre_post_processors
-from lerobot_policy_kinoise import KinoiseModeConfig, KinoiseModePolicy
+from lerobot_policy_kinoise import KinoiseDiffusionPolicy, KinoiseModeConfig, KinoiseModePolicy
 from lerobot_policy_kinoise.batches import training_batch
 from lerobot_policy_kinoise.data import learnt_from
 from safetensors.torch import load_file, save_file
@@ -208,6 +211,29 @@ def test_a_batch_of_lerobots_is_the_window_of_kinoises(dataset):
         assert torch.equal(found.observation.values[key], item), key
     texts = [found.observation.texts[index] for index in found.observation.text]
     assert texts == [ours.observation.texts[index] for index in ours.observation.text]
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_fitted_cache_is_for_the_weights_as_they_are(ema, fresh, tmp_path):
+    """Those that plan: a checkpoint with others is refused, and so is training on."""
+    policy = fresh(decode={"steps": 2})
+    if not ema:
+        policy.config.ema, policy.average = False, None
+    planner = policy.average if ema else policy.policy
+    decode, known = policy.config.decode, fingerprint(planner)
+    schedule = CacheSchedule("by hand", decode.sampler, planner.evaluations, known, {"0.attention": [0]})
+    policy.config.decode = replace(decode, cache="fitted", schedule=schedule)
+    policy.save_pretrained(tmp_path)
+    again = KinoiseDiffusionPolicy.from_pretrained(tmp_path)
+    assert chunk(again).isfinite().all()
+    for change in (again.get_optim_params, again.update):
+        with pytest.raises(UsageError, match=r"training changes them.*--policy\.decode\.cache=none"):
+            change()
+    begin, found = "average." if ema else "policy.", load_file(tmp_path / "model.safetensors")
+    moved = {name: item + 1 if name.startswith(begin) else item for name, item in found.items()}
+    save_file(moved, tmp_path / "model.safetensors")
+    with pytest.raises(KinoiseError, match="fitted to other weights"):
+        KinoiseDiffusionPolicy.from_pretrained(tmp_path)
 
 
 def test_weights_that_are_missing_are_an_error(trained, tmp_path):
