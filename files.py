@@ -29,6 +29,8 @@ PATIENCE = "KINOISE_PATIENCE_S"
 """Environment variable: seconds to wait for a directory that another process has claimed. Launchers set it: what they begin
 again would else fail because of its dying predecessor, which still saves."""
 PAUSE_S = 0.1
+ANOTHERS_S = 24 * 3600.0
+"""After which what another machine left unfinished is nobody's: containers have another name whenever they are begun again."""
 
 
 @contextmanager
@@ -136,7 +138,8 @@ def unfinished(path: Path) -> Iterator[Path]:
     """Yields a temporary directory beside `path`, which is gone after the block unless it was moved.
 
     Whoever makes one holds a lock on it: those without are a killed process's, and are removed first. Its name has this
-    machine's in it, since a folder's lock is not seen by others that share the disk (NFS): theirs are left alone.
+    machine's in it, since a folder's lock is not seen by others that share the disk (NFS): theirs are removed after a day in
+    which they didn't change.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(path)
@@ -259,15 +262,22 @@ def _unfinished(path: Path) -> str:
 
 
 def _remove_unfinished(path: Path) -> None:
-    for left in _left(path.parent, _unfinished(path)):
+    for left in _left(path.parent, f".{path.name}.unfinished-", any_host=True):
         with suppress(OSError), _opened(left, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
-            if _lock(descriptor):
+            own = left.name.startswith(_unfinished(path))
+            if _lock(descriptor) and (own or _settled(left)):
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _left(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
-    """What is in `folder` under names that `tempfile` makes of these."""
-    name = re.compile(re.escape(prefix) + "[a-z0-9_]{8}" + re.escape(suffix))
+def _settled(folder: Path) -> bool:
+    """Whether nothing in it changed for ANOTHERS_S."""
+    changes = [item.lstat().st_mtime for item in (folder, *folder.rglob("*"))]
+    return time.time() - max(changes) > ANOTHERS_S
+
+
+def _left(folder: Path, prefix: str, suffix: str = "", any_host: bool = False) -> list[Path]:
+    """What is in `folder` under names that `tempfile` makes of these, with a machine's name between them or without."""
+    name = re.compile(re.escape(prefix) + ("(.+)-" if any_host else "") + "[a-z0-9_]{8}" + re.escape(suffix))
     return [item for item in folder.iterdir() if name.fullmatch(item.name)] if folder.is_dir() else []
 
 

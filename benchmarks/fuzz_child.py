@@ -15,6 +15,7 @@ import os
 import random
 import resource
 import sys
+import tempfile
 import time
 import traceback
 from collections import defaultdict
@@ -216,6 +217,7 @@ def _body(code: CodeType, function: bool = False) -> set[int]:
 
 if __name__ == "__main__":
     _, chosen, kept, scratch, count, start, limit = sys.argv
+    scratch = tempfile.mkdtemp(dir=scratch)  # of its own: the one before left its files
     if int(count):
         fuzz(chosen, Path(kept), Path(scratch), int(count), int(start), int(limit))
     print(json.dumps(reached(chosen, Path(kept), Path(scratch))))

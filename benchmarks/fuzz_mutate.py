@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def mutated(text: bytes, rng: random.Random) -> bytes | None:
         elif change < 0.65 and type(holder[key]) in (int, float):
             holder[key] = rng.choice((-1, 1, 2, 10, 0.5)) * holder[key] + rng.choice((0, 1, -1, 2**32))
         else:
-            holder[key] = rng.choice(ODD)
+            holder[key] = copy.deepcopy(rng.choice(ODD))  # which later changes may reach into
     try:
         return json.dumps(value).encode()
     except (ValueError, RecursionError):

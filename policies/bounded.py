@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,19 +42,23 @@ def held_by(tensors: Mapping[str, Tensor]) -> Held:
     return Held(sum(storages.values()), len(storages))
 
 
-_elsewhere = 0
-"""How many blocks of `elsewhere` are under way; loading a large model takes several threads."""
+class _Depth(threading.local):
+    """How many blocks of `elsewhere` are under way in a thread."""
+
+    value = 0
+
+
+_elsewhere = _Depth()
 
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
     """What is built in the block counts for no `no_larger` about it: a model whose weights are in files of its own."""
-    global _elsewhere
-    _elsewhere += 1
+    _elsewhere.value += 1
     try:
         yield
     finally:
-        _elsewhere -= 1
+        _elsewhere.value -= 1
 
 
 @contextmanager
@@ -66,9 +71,10 @@ def no_larger(held: Held, weights: Path, settings: Path) -> Iterator[None]:
         settings: the file that they are from, which may be `weights`.
     """
     most, tensors, built, made = 2 * held.numbers + BESIDE, 2 * held.tensors + TENSORS, 0, 0
+    own = threading.get_ident()  # torch's hooks are called for what any thread builds
 
     def check(numbers: int) -> None:
-        if (numbers > most or made > tensors) and not _elsewhere:
+        if (numbers > most or made > tensors) and not _elsewhere.value:
             raise KinoiseError(
                 f"{settings} describes a policy of more than {max(built, numbers)} numbers in {made} tensors, but {weights} "
                 f"holds {held.numbers} in {held.tensors}: they do not belong together. Take both from one checkpoint."
@@ -76,7 +82,7 @@ def no_larger(held: Held, weights: Path, settings: Path) -> Iterator[None]:
 
     def count(_module: nn.Module, _name: str, item: Tensor | None) -> None:
         nonlocal built, made
-        if _elsewhere:
+        if _elsewhere.value or threading.get_ident() != own:
             return
         built, made = built + (0 if item is None else item.numel()), made + 1
         check(built)

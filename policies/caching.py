@@ -41,7 +41,13 @@ def make_cache(decode: DecodeConfig, evaluations: int, start: Start) -> FeatureC
     if start.warm:
         return None
     refresh, budget = Fitted(schedule.refresh), start.budget
-    return FeatureCache(lambda site, at: (budget is not None and budget.cut) or refresh(site, at), decode.cache_order)
+
+    def refreshed(site: str, at: int) -> bool:
+        if site not in schedule.refresh:
+            raise KinoiseError(f"the cache's schedule lacks the branch {site} of this network. {REMEDY}")
+        return (budget is not None and budget.cut) or refresh(site, at)
+
+    return FeatureCache(refreshed, decode.cache_order)
 
 
 def check_fit(decode: DecodeConfig, network: nn.Module) -> None:

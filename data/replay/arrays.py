@@ -206,7 +206,7 @@ def _version2(value: dict[str, Any], where: str) -> _Read:
     for config in [value.get("compressor"), *(value.get("filters") or [])]:
         if config is not None:
             _check_codec(dict(config), where)
-    separator = value.get("dimension_separator") or "."
+    separator = _separator(value.get("dimension_separator") or ".")
     return _Read(_sizes(value["shape"]), dtype.newbyteorder("="), _sizes(value["chunks"]), separator)
 
 
@@ -222,9 +222,15 @@ def _version3(value: dict[str, Any], where: str) -> _Read:
     if grid["name"] != "regular":
         raise KinoiseError(f"{where} has a chunk grid '{grid['name']}': expected a regular one. Write it again.")
     plain = keys["name"] == "v2"
-    separator = keys.get("configuration", {}).get("separator", "." if plain else "/")
+    separator = _separator(keys.get("configuration", {}).get("separator", "." if plain else "/"))
     prefix, scalar = ("", "0") if plain else (f"c{separator}", "c")
     return _Read(_sizes(value["shape"]), dtype, _sizes(grid["configuration"]["chunk_shape"]), separator, prefix, scalar)
+
+
+def _separator(value: Any) -> str:
+    if value not in (".", "/"):
+        raise ValueError(f"the separator {value!r}, expected '.' or '/'")
+    return value
 
 
 def _sizes(value: Any) -> tuple[int, ...]:

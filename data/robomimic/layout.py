@@ -189,8 +189,7 @@ def contents(path: Path, wanted: tuple[str, ...], chosen: str | None, report: Ca
     Raises:
         KinoiseError: the file can't be read, has no demonstrations, or no such filter, or that lists none.
     """
-    with readable(str(path)):
-        PROBER.walk(path)
+    PROBER.walk(path)
     with opened(path) as file, readable(str(path)):
         there = dict(members(file.id))
         if not there.get("data") or not isinstance(file["data"], h5py.Group):

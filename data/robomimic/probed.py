@@ -1,6 +1,7 @@
-"""A process that walks HDF5 files before kinoise does: run by probe.py, a path and a limit in a line, an answer in a line.
+"""A process that walks HDF5 files before kinoise does: run by probe.py, which gives it a word that its answers begin with.
 
-It stands alone, since h5py is all it takes; importing kinoise would take seconds.
+In a line come a file's path and a limit, in a line goes an answer. It stands alone, since h5py is all it takes; importing
+kinoise would take seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5t  # type: ignore[attr-defined]
 
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 Seen = set[tuple[int, bool]]
+AGAIN = 75
+"""Exit code for: ask another process."""
 
 
 def walk(group: Any, seen: Seen, listed: bool = False) -> None:
@@ -64,18 +67,23 @@ def read_attributes(owner: Any) -> None:
             found.read(np.empty(found.shape, found.dtype))
 
 
-def main() -> None:
+def main(word: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the command, whose end is this one's
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
+    print(word, "ready", flush=True)
+    for count, line in enumerate(sys.stdin):
         path, seconds = json.loads(line)
-        used = resource.getrusage(resource.RUSAGE_SELF)
+        used, most = resource.getrusage(resource.RUSAGE_SELF), resource.getrlimit(resource.RLIMIT_CPU)[1]
         end = math.ceil(used.ru_utime + used.ru_stime + seconds)
-        resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+        if most != resource.RLIM_INFINITY and end > most:
+            if count:
+                sys.exit(AGAIN)  # another process has all of what this machine allows
+            end = most
+        resource.setrlimit(resource.RLIMIT_CPU, (end, most))
         with suppress(*DAMAGED), h5py.File(path, "r", locking="best-effort") as file:
             walk(file.id, set())
-        print("walked", flush=True)
+        print(word, "walked", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -135,6 +135,8 @@ def our_stats(stats: Mapping[str, Tensor] | None, size: int, image: bool, mode: 
     low, high = given["min"], given["max"]
     values = {"mean": (low + high) / 2, "std": (high - low) / 12**0.5, "q01": low, "q99": high} | given
     count = (stats or {}).get("count")
+    if count is not None and not (count.numel() == 1 and count.isfinite().all() and count.min() >= 0):
+        raise KinoiseError(f"{where}: a count of values is needed, one number from 0 on, came {count.flatten()[:3].tolist()}")
     numbers = {name: tuple(values[name].tolist()) for name in ("mean", "std", "min", "max", "q01", "q99")}
     return Stats(**numbers, count=1 if count is None else int(count.flatten()[0]))
 

@@ -108,13 +108,13 @@ class Robot:
         """
         keys = self.keys(list(spec.observations))
         own = replace(spec, observations=dict(zip(keys, spec.observations.values(), strict=True)))
-        if self.control is not None and guessed:
-            own = replace(own, control=cast(Any, self.control))
-        elif self.control is not None or (self.like is None and (self.rate, self.gripper) != (None, ())):
+        if (self.control is not None and not guessed) or (self.like is None and (self.rate, self.gripper) != (None, ())):
             raise UsageError(
                 f"the checkpoint says itself how its robot is commanded ({spec.control}, {spec.rate:g} times a second, "
-                f"gripper {list(spec.gripper)}): leave out rate=, control= and gripper="
+                f"gripper {list(spec.gripper)}): leave out rate={'' if guessed else ', control='} and gripper="
             )
+        if self.control is not None:
+            own = replace(own, control=cast(Any, self.control))
         if self.like is None:
             return own
         data, _ = self._like(own.observations, own.action_dim)

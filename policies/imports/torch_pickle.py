@@ -29,7 +29,7 @@ DIMENSIONS = 64
 ARGUMENTS = 16
 """Of what a pickle calls, at most: one byte of it hands over a list however long."""
 KEYS = (str, int, float, bool, type(None))
-"""What keys of dictionaries are: nothing that holds other things, which are hashed anew whenever they are looked up."""
+"""What keys of dictionaries are, or a tuple of a few of them: nothing deeper, which would be hashed anew at every look."""
 SAID = 200
 """Characters of a name or an error out of a file, at most."""
 
@@ -169,7 +169,9 @@ def _keyed(place: slice) -> Load:
 
     def check(reader: Any) -> None:
         for key in reader.stack[place]:
-            if type(key) not in KEYS or (type(key) is int and abs(key) >= 2**63):
+            # OmegaConf keeps what its resolvers found under the arguments: {"now": {("%Y.%m.%d",): "2026.11.23"}}.
+            parts = key if type(key) is tuple and len(key) <= ARGUMENTS else (key,)
+            if any(type(item) not in KEYS or (type(item) is int and abs(item) >= 2**63) for item in parts):
                 raise KinoiseError("a dictionary of the file is damaged")
 
     return check

@@ -34,6 +34,9 @@ def test_a_guess_of_what_actions_mean_is_settled_by_whoever_knows(tmp_path: Path
     found = import_policy("lerobot", tmp_path, Robot())
     assert (found.policy.spec.control, len(found.notes)) == ("delta", 1)
     assert "control=delta is a guess" in found.notes[0]
+    for other in (Robot(control="absolute", rate=50.0), Robot(control="absolute", gripper=(0,))):
+        with pytest.raises(UsageError, match="leave out rate= and gripper="):
+            import_policy("lerobot", tmp_path, other)
     told = import_policy("lerobot", tmp_path, Robot(control="absolute"))
     assert (told.policy.spec.control, told.notes) == ("absolute", [])
     like = replace(SPEC, control="absolute")

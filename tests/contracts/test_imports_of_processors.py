@@ -11,6 +11,7 @@ import torch
 from kinoise.policies.base import Policy
 from kinoise.policies.example import example
 from kinoise.policies.imports import Robot, export_lerobot, import_policy
+from kinoise.policies.imports.lerobot_stats import our_stats
 from kinoise.spec import KinoiseError
 from lerobot_unets import small
 from safetensors.torch import load_file, save_file
@@ -112,3 +113,11 @@ def test_one_normaliser_scales_by_a_file_beside_it(tmp_path, case):
     path.write_text(json.dumps(value))
     with pytest.raises(KinoiseError, match=why):
         import_policy("lerobot", tmp_path, Robot(10.0))
+
+
+@pytest.mark.parametrize("count", [torch.tensor([float("nan")]), torch.tensor([]), torch.tensor([-1.0]), torch.ones(2)])
+def test_a_count_is_one_number(count: torch.Tensor) -> None:
+    own = {"mean": torch.zeros(2), "std": torch.ones(2)}
+    assert our_stats({**own, "count": torch.tensor([7.0])}, 2, False, "meanstd", "here").count == 7
+    with pytest.raises(KinoiseError, match="here: a count of values is needed"):
+        our_stats({**own, "count": count}, 2, False, "meanstd", "here")

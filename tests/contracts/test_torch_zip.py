@@ -10,6 +10,7 @@ import pytest
 import torch
 from kinoise.policies.imports.torch_zip import plain, read_torch
 from kinoise.spec import KinoiseError
+from omegaconf import OmegaConf
 
 
 def archive(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
@@ -25,6 +26,17 @@ def opcodes(*, size: int, state: bool = False) -> bytes:
     storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x02tQ"
     body = storage + b"K\x00(" + b"J" + size.to_bytes(4, "little") + b"t(K\x01t\x89}tR"
     return head + body + (b"}b." if state else b".")
+
+
+def test_settings_that_keep_what_their_resolvers_found_are_read(tmp_path):
+    """As Hydra's `${now:...}` does in every configuration of a run, under the resolver's arguments."""
+    OmegaConf.register_new_resolver("told", lambda *asked: "-".join(asked), use_cache=True, replace=True)
+    settings = OmegaConf.create({"name": "${told:a,b}", "steps": 3})
+    assert settings.name == "a-b"
+    assert settings._metadata.resolver_cache["told"]
+    OmegaConf.resolve(settings)
+    torch.save({"cfg": settings}, tmp_path / "a.ckpt")
+    assert plain(read_torch(tmp_path / "a.ckpt")["cfg"]) == {"name": "a-b", "steps": 3}
 
 
 def test_a_pickle_may_build_what_its_storages_hold_and_change_nothing(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +19,16 @@ from kinoise.spec import KinoiseError
 
 FATAL = """
 import json, os, signal, sys
+print("a banner of the site's")
+print(sys.argv[1], "ready", flush=True)
 for line in sys.stdin:
     path = json.loads(line)[0]
     if path.endswith("crash"):
         os.kill(os.getpid(), signal.SIGSEGV)
-    print("walked", os.getpid(), flush=True)
+    if path.endswith("once") and not os.path.exists(path + ".asked"):
+        open(path + ".asked", "w").close()
+        sys.exit(75)
+    print(sys.argv[1], "walked", flush=True)
 """
 
 
@@ -57,7 +63,7 @@ def test_a_file_that_hdf5_reads_for_ever_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_a_crash_is_an_error_and_the_next_file_has_a_process_of_its_own(tmp_path: Path) -> None:
-    program, files = tmp_path / "fatal.py", [tmp_path / name for name in ("one", "crash", "two")]
+    program, files = tmp_path / "fatal.py", [tmp_path / name for name in ("one", "crash", "two", "once")]
     program.write_text(FATAL)
     for file in files:
         file.write_bytes(b"")
@@ -67,6 +73,8 @@ def test_a_crash_is_an_error_and_the_next_file_has_a_process_of_its_own(tmp_path
         with pytest.raises(KinoiseError, match=r"ended on it \(SIGSEGV\)"):
             prober.walk(files[1])
         prober.walk(files[2])
+        prober.walk(files[3])
+        assert (tmp_path / "once.asked").exists(), "another process was asked again"
     finally:
         prober.end()
 
@@ -111,3 +119,43 @@ def test_a_fork_has_a_process_of_its_own(tmp_path: Path) -> None:
         prober.walk(path)
     finally:
         prober.end()
+
+
+def test_a_fork_does_not_wait_for_a_lock_that_nobody_holds(tmp_path: Path) -> None:
+    path, prober = written(tmp_path / "a.hdf5"), Prober()
+    with prober._lock:  # as by another thread, which a fork doesn't take along
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            prober.walk(path)
+            prober.end()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("python", ["", None, "/bin/false", "/no/such"])
+def test_without_an_interpreter_files_are_read_all_the_same(
+    python: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, prober = written(tmp_path / "a.hdf5"), Prober()
+    monkeypatch.setattr(sys, "executable", python)
+    with pytest.warns(RuntimeWarning, match="read without a look"):
+        prober.walk(path)
+    prober.walk(path)
+
+
+def test_where_the_machine_limits_a_process_each_file_has_all_of_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.hdf5")
+    program = """
+import resource, sys
+from pathlib import Path
+from kinoise.data.robomimic import probe
+probe.BASE_S, most = 1000.0, int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 300
+resource.setrlimit(resource.RLIMIT_CPU, (most, most))
+for _ in range(2):
+    probe.PROBER.walk(Path(sys.argv[1]))
+    print(probe.PROBER._process.pid)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 2

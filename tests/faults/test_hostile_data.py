@@ -63,6 +63,7 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any, str]] = [
     ("zarr", "meta/episode_ends/.zarray", ("shape", 0), 10**12, "has damaged metadata: .* chunks, but"),
     ("zarr", "data/action/.zarray", ("shape",), [10**9, 10**9], "has damaged metadata: .* chunks, but"),
     ("zarr", "data/action/.zarray", ("dtype",), "(2,", "has damaged metadata"),
+    ("zarr", "data/action/.zarray", ("dimension_separator",), True, "has damaged metadata .*the separator True"),
     ("lerobot", "meta/info.json", ("features", "action", "shape"), [float("inf")], "is damaged"),
 ]
 

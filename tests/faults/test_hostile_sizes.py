@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kinoise.policies.bounded import Held, no_larger
+from kinoise.policies.bounded import Held, elsewhere, no_larger
 from kinoise.spec import KinoiseError
+from torch import nn
 
 GROWTH = 100 << 10
 """KiB that refusing may take."""
@@ -40,3 +42,17 @@ def test_what_is_filled_before_a_module_has_it_is_seen_before_it_is_made(case: s
     with no_larger(Held(10**9, 0), tmp_path, tmp_path):
         assert torch.equal(torch.arange(1, 9, 3), torch.tensor([1, 4, 7]))
         assert torch.equal(torch.eye(2, dtype=torch.int64), torch.tensor([[1, 0], [0, 1]]))
+
+
+def test_what_other_threads_build_meanwhile_is_theirs(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as other, no_larger(Held(0, 0), tmp_path, tmp_path):
+        for _ in range(3):
+            built = other.submit(lambda: nn.Linear(5000, 5000)).result()
+            assert built.weight.numel() == 25 * 10**6
+        with elsewhere(), pytest.raises(KinoiseError, match="do not belong together"):
+            other.submit(lambda: _hostile(tmp_path)).result()
+
+
+def _hostile(path: Path) -> None:
+    with no_larger(Held(0, 0), path, path):
+        torch.zeros(10**8)

@@ -6,11 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kinoise.files import new_directory, write_large_file
+from kinoise.files import ANOTHERS_S, new_directory, write_large_file
 from kinoise.spec import KinoiseError
 
 PROGRAM = """
@@ -91,6 +92,19 @@ def test_what_belongs_to_others_stays(make: Callable[[Path], None], tmp_path: Pa
     names += [fifo, linked]
     make(tmp_path / "data")
     assert {item.name for item in tmp_path.iterdir()} == {"data", *names}
+
+
+def test_what_another_machine_left_is_removed_a_day_later(tmp_path: Path) -> None:
+    left = tmp_path / ".data.unfinished-another.machine-abcdefgh"
+    left.mkdir()
+    (left / "half").touch()
+    for past, there in ((0, True), (ANOTHERS_S / 2, True), (ANOTHERS_S + 60, False)):
+        if left.exists():
+            then = time.time() - past
+            for item in (left / "half", left):
+                os.utime(item, (then, then))
+        make_file(tmp_path / "data")
+        assert left.exists() is there
 
 
 def test_a_name_with_a_patterns_letters_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -221,7 +221,8 @@ def test_a_fitted_cache_is_for_the_weights_as_they_are(ema, fresh, tmp_path):
         policy.config.ema, policy.average = False, None
     planner = policy.average if ema else policy.policy
     decode, known = policy.config.decode, fingerprint(planner)
-    schedule = CacheSchedule("by hand", decode.sampler, planner.evaluations, known, {"0.attention": [0]})
+    branches = {"0.attention": [0], "0.feedforward": [0]}
+    schedule = CacheSchedule("by hand", decode.sampler, planner.evaluations, known, branches)
     policy.config.decode = replace(decode, cache="fitted", schedule=schedule)
     policy.save_pretrained(tmp_path)
     again = KinoiseDiffusionPolicy.from_pretrained(tmp_path)
