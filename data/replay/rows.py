@@ -58,6 +58,7 @@ class ZarrRows:
         """zarr's array, opened once in a process: children of a fork must not share a zip's place to read from."""
         import zarr
 
+        from .blosc import looked_at
         from .whole import open_whole
 
         if self._process != os.getpid():
@@ -70,5 +71,6 @@ class ZarrRows:
             if "" not in self._opened:
                 self._opened[""] = open_whole(self.path)
             place = f"{self.root}/{name}" if self.root else name
-            self._opened[name] = zarr.open_array(self._opened[""], path=place, mode="r")
+            with looked_at():
+                self._opened[name] = zarr.open_array(self._opened[""], path=place, mode="r")
         return self._opened[name]
