@@ -174,7 +174,7 @@ class Record:
     @property
     def arrivals(self) -> list[Arrival]:
         """The plans that came back, in order."""
-        return [Arrival(*item, OUTCOMES[outcome]) for *item, outcome in self._arrivals]
+        return [Arrival(tick, delay, seconds, nfe, OUTCOMES[which]) for tick, delay, seconds, nfe, which in self._arrivals]
 
     @property
     def plans(self) -> int:

@@ -123,7 +123,8 @@ class ZarrFiles:
         if math.prod(grid) > len(there) + MISSING_CHUNKS:
             raise KinoiseError(f"{where} has damaged metadata: {math.prod(grid)} chunks, but {len(there)} files.")
         missing = []
-        for place in itertools.product(*map(range, grid)):
+        # An empty range beside a long one makes no place, but product lists both.
+        for place in itertools.product(*map(range, grid)) if all(grid) else ():
             key = read.prefix + read.separator.join(map(str, place)) if place else read.scalar
             if key not in there:
                 first = place[0] * read.chunks[0] if place else 0
@@ -234,7 +235,10 @@ def _separator(value: Any) -> str:
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    return tuple(int(item) for item in value)
+    found = tuple(int(item) for item in value)
+    if min(found, default=0) < 0:
+        raise ValueError(f"the sizes {found}, expected none below 0")
+    return found
 
 
 def _check_numbers(dtype: np.dtype, where: str) -> None:

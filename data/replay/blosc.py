@@ -24,7 +24,7 @@ HEADER = struct.Struct("<4B3I")
 def check(chunk: Any) -> None:
     """Raises ValueError for a chunk that doesn't have as many bytes as it says."""
     there = ensure_contiguous_ndarray(chunk).view("u1")
-    said = HEADER.unpack_from(there)[-1] if len(there) >= HEADER.size else None
+    said = HEADER.unpack(there[: HEADER.size].tobytes())[-1] if len(there) >= HEADER.size else None
     if said != len(there):
         raise ValueError(
             f"a blosc chunk of {'no length' if said is None else f'{said} bytes'}, of which {len(there)} are there"

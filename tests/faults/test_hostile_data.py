@@ -63,6 +63,7 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any, str]] = [
     ("zarr", "meta/episode_ends/.zarray", ("shape", 0), 10**12, "has damaged metadata: .* chunks, but"),
     ("zarr", "data/action/.zarray", ("shape",), [10**9, 10**9], "has damaged metadata: .* chunks, but"),
     ("zarr", "data/action/.zarray", ("dtype",), "(2,", "has damaged metadata"),
+    ("zarr", "data/action/.zarray", ("shape",), [-1, 10**11], "has damaged metadata .*none below 0"),
     ("zarr", "data/action/.zarray", ("dimension_separator",), True, "has damaged metadata .*the separator True"),
     ("lerobot", "meta/info.json", ("features", "action", "shape"), [float("inf")], "is damaged"),
 ]
@@ -91,6 +92,14 @@ def test_json_that_its_own_reader_gives_up_on_is_refused(
     (path / file).write_text(text)
     with pytest.raises(KinoiseError, match="JSON"):
         opened(name, path)
+
+
+def test_an_array_of_nothing_is_not_gone_through(sound: dict[str, Path], tmp_path: Path) -> None:
+    path = Path(shutil.copytree(sound["zarr"], tmp_path / "store"))
+    empty = shutil.copytree(path / "data/state", path / "data/empty") / ".zarray"
+    changed(empty, "shape", to=[0, 10**12])
+    changed(empty, "chunks", to=[1, 1])
+    assert any("data/empty has 0 steps" in line for line in opened("zarr", path))
 
 
 def test_an_array_beside_the_others_that_is_no_metadata_is_reported(sound: dict[str, Path], tmp_path: Path) -> None:
