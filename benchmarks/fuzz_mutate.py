@@ -20,10 +20,17 @@ def mutated(text: bytes, rng: random.Random) -> bytes | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
+    try:
+        return json.dumps(_changed(value, rng)).encode()
+    except (ValueError, RecursionError):  # it has become too deep
+        return b"[" * 5000
+
+
+def _changed(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 2, 4))):
         places = list(_places(value))
         if not places:
-            return json.dumps(rng.choice(ODD)).encode()
+            return rng.choice(ODD)
         holder, key = rng.choice(places)
         change = rng.random()
         if change < 0.15:
@@ -40,10 +47,7 @@ def mutated(text: bytes, rng: random.Random) -> bytes | None:
             holder[key] = rng.choice((-1, 1, 2, 10, 0.5)) * holder[key] + rng.choice((0, 1, -1, 2**32))
         else:
             holder[key] = copy.deepcopy(rng.choice(ODD))  # which later changes may reach into
-    try:
-        return json.dumps(value).encode()
-    except (ValueError, RecursionError):
-        return b"[" * 5000
+    return value
 
 
 def _nested(value: Any, depth: int) -> Any:
