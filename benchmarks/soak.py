@@ -128,11 +128,14 @@ def _family(top: int) -> list[int]:
 
 
 def _taken(pid: int) -> tuple[float, float, float] | None:
-    """MiB of memory of its own (proportional for what is shared), open files, threads; None when it is gone."""
+    """MiB of memory that is no file's (proportional for what is shared), open files, threads; None when it is gone.
+
+    Libraries' pages count for less while other processes have them too, so they would tell of those.
+    """
     place = Path("/proc") / str(pid)
     with suppress(OSError):
         sizes = dict(line.split(":") for line in (place / "smaps_rollup").read_text().splitlines()[1:] if ":" in line)
-        memory = int(sizes["Pss"].split()[0]) / 1024
+        memory = sum(int(sizes[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1024
         return memory, float(len(list((place / "fd").iterdir()))), float(len(list((place / "task").iterdir())))
     return None
 

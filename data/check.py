@@ -36,9 +36,8 @@ def check_spec(spec: Spec) -> None:
         raise KinoiseError(f"rate={spec.rate}: expected control steps per second, above 0.")
     if spec.control not in CONTROLS:
         raise KinoiseError(f"control={spec.control}: expected one of {', '.join(CONTROLS)}.")
-    if len(set(spec.gripper)) < len(spec.gripper) or not all(
-        0 <= item < spec.action_dim and item == int(item) for item in spec.gripper
-    ):
+    known = all(0 <= item < spec.action_dim and item == int(item) for item in spec.gripper)
+    if len(set(spec.gripper)) < len(spec.gripper) or not known:
         raise KinoiseError(
             f"gripper={list(spec.gripper)}: expected some of the action's dimensions, 0 to {spec.action_dim - 1}, each once."
         )
