@@ -151,7 +151,7 @@ def build(store: EpisodeStore, spec: Spec, folder: Path, workers: int, advance: 
             for key, value in spread.each(Build.statistics, keys):
                 found[key] = value
                 advance("statistics", len(found), len(keys))
-    write_json(folder / STATS_FILE, found)
+    write_json(folder / STATS_FILE, {key: found[key] for key in keys})  # in whatever order processes were done
     _sync_folders(folder)
     (folder / JOURNAL).unlink()
 
