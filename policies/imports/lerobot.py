@@ -6,12 +6,10 @@ policy_postprocessor.json with their statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ...config import UsageError
 from ...files import read_json, write_json, write_tensors
@@ -43,7 +41,7 @@ from .lerobot_weights import GRID, Names, grid, ours, theirs
 from .plugin import import_plugin
 from .plugin_config import PREFIX
 from .robot import Imported, Robot
-from .tensors import Tensors, read_safetensors
+from .tensors import Tensors, read_named
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 COMPILED = "._orig_mod"
@@ -68,7 +66,7 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     if isinstance(told, dict):
         within({key: told.get(key) for key in (*DEFAULTS, "input_features", "output_features")}, source)
     value = read_config(told, source)
-    weights = _canonical(read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
+    weights = read_named(folder / WEIGHTS, lambda name: name.replace(COMPILED, ""))
     known = read_normalisation(folder, value, weights)
     found = layout(value, known.renamed, known.modes, source)
     found = replace(found, keys=dict(zip(found.keys, robot.keys(list(found.keys.values())), strict=True)))
@@ -89,16 +87,6 @@ def import_lerobot(folder: Path, robot: Robot) -> Imported:
     notes = [f"{name}: not an input of LeRobot's DiffusionPolicy network" for name in found.ignored]
     notes += [f"{name}: no statistics, so it isn't scaled" for name in (*found.features, ACTION) if name not in known.stats]
     return Imported(policy.eval(), folder / WEIGHTS, notes)
-
-
-def _canonical(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, item in found.items():
-        own = name.replace(COMPILED, "")
-        if own in result:
-            raise KinoiseError(f"{path}: {own} is in it twice, with and without {COMPILED}: which one counts can't be told")
-        result[own] = item
-    return result
 
 
 def unfit(policy: Policy) -> list[str]:

@@ -22,7 +22,7 @@ from .bounds import shown
 from .clip import clip_vectors
 from .mode_config import AgentSettings, read_settings
 from .robot import Imported, Robot
-from .tensors import Tensors, read_safetensors
+from .tensors import Tensors, read_named
 
 WEIGHTS = ("model_cleaned.safetensors", "model.safetensors")
 INNER, CAMERAS = "model.inner_model", ("static_resnet", "gripper_resnet")
@@ -71,7 +71,7 @@ def import_mode(folder: Path, robot: Robot) -> Imported:
             f"{folder}: its goals are CLIP's vectors of instructions: give clip=, a folder with the CLIP that it was trained "
             f"with ({shown(source.get('model.language_goal.model_name', 'unknown'))}) as transformers writes it"
         )
-    found = _canonical(read_safetensors(weights), weights)
+    found = read_named(weights, _canonical)
     tensors = Tensors(found, weights)
     stats: dict[str, Stats] = dict.fromkeys(spec.observations, _stats(config.film))
     stats["action"] = _unscaled(spec.action_dim)
@@ -121,15 +121,9 @@ def _unscaled(size: int) -> Stats:
     return Stats((0.0,) * size, (0.5,) * size, low, high, low, high, count=1)
 
 
-def _canonical(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, item in found.items():
-        begin = next((alias for alias in ALIASES if name.startswith(alias)), "")
-        own = ALIASES.get(begin, "") + name.removeprefix(begin)
-        if own in result:
-            raise KinoiseError(f"{path}: {own} is in it twice, the second time as {name}: which one counts can't be told")
-        result[own] = item
-    return result
+def _canonical(name: str) -> str:
+    begin = next((alias for alias in ALIASES if name.startswith(alias)), "")
+    return ALIASES.get(begin, "") + name.removeprefix(begin)
 
 
 def _weights(found: Tensors, expected: Mapping[str, Tensor], config: ModeConfig) -> dict[str, Tensor]:

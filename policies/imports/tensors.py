@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -65,3 +65,17 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise KinoiseError(f"{path} is missing: give the folder that holds it.") from error
     except (SafetensorError, OSError) as error:
         raise KinoiseError(f"{path} can't be read as safetensors ({error}): it is damaged, or another kind of file.") from error
+
+
+def read_named(path: Path, own: Callable[[str], str]) -> dict[str, Tensor]:
+    """The tensors of a file under the names that `own` makes of theirs.
+
+    Raises KinoiseError as `read_safetensors` does, and for two names that become one.
+    """
+    result: dict[str, Tensor] = {}
+    for name, item in read_safetensors(path).items():
+        known = own(name)
+        if known in result:
+            raise KinoiseError(f"{path}: {known} is in it twice, the second time as {name}: which one counts can't be told")
+        result[known] = item
+    return result
