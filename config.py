@@ -107,8 +107,8 @@ def _compose(
     first = [{name: defaults[name]} for name in groups if name in defaults]
     root = OmegaConf.structured(schema)
     for name, members in groups.items():
-        for member, node in members.items():
-            store.store(group=name, name=member, node=node)
+        for member in {chosen.get(name), defaults.get(name)} & members.keys():
+            store.store(group=name, name=member, node=members[member])
     store.store(name=f"{command}_schema", node=root)
     store.store(name=command, node={"defaults": [f"{command}_schema", *first, "_self_"]})
     GlobalHydra.instance().clear()

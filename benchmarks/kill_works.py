@@ -290,11 +290,13 @@ class Eval(Work):
 class Control(Work):
     """Does not go on, since time does not: the same command begins anew, and what a killed run leaves is told apart."""
 
+    seconds = 3
+
     def prepare(self) -> None:
         self._world, self.policy_path = self.world(), self.policy()
 
     def arguments(self, out: Path) -> list[str]:
-        settings = ("rate=20", "seconds=3", "trace=true", "inference=process", "device=cpu")
+        settings = ("rate=20", f"seconds={self.seconds}", "trace=true", "inference=process", "device=cpu")
         return ["control", str(self.policy_path), f"env={self._world}", *settings, f"out={out}"]
 
     def finished(self, out: Path) -> bool:

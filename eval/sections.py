@@ -73,7 +73,17 @@ def notices(parts: Parts) -> list[str]:
                 f"{used['checkpoint']} (sha256 {used['sha256'][:12]})" if used["sha256"] else "weights that were never saved"
             )
             lines.append(f"The {name} did not use this run's newest checkpoint, but {which}.")
-    return [*lines, *_whole(parts.result)]
+    return [*lines, *_whole(parts.result), *_others(parts.run, parts.evaluation)]
+
+
+def _others(run: Path, shown: Path | None) -> list[str]:
+    """The run's evaluations that are not shown."""
+    found = sorted(item.parent for item in run.glob("*/result.json"))
+    others = [item for item in found if shown is None or not item.samefile(shown)]
+    if not others:
+        return []
+    names = ", ".join(item.name for item in others)
+    return [f"Not shown here: {names}. kinoise report {run} eval={others[0]} shows that evaluation."]
 
 
 def _whole(result: Record | None) -> list[str]:

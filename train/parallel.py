@@ -8,21 +8,24 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..policies.base import Policy
 from ..policies.core.network.transformer import Block
 from .processes import Processes
+
+# FSDP takes more than a second to import: it is when a run is sharded, not for every `kinoise train --help`.
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 SYNC = "forward_sync_buffers"
 """Of DDP: whether every forward pass sends the leader's buffers around."""
@@ -70,7 +73,7 @@ class Spread:
         if isinstance(self.trained, DistributedDataParallel):
             return nullcontext() if last else self.trained.no_sync()
         if self.kind == "fsdp":
-            cast(FSDPModule, self.trained).set_requires_gradient_sync(last)
+            cast("FSDPModule", self.trained).set_requires_gradient_sync(last)
         return nullcontext()
 
     def saved(self) -> Policy:
@@ -87,7 +90,7 @@ def gathered(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, T
     """Whole tensors on the CPU for the leader, nothing for the others; all processes call this with the same names."""
     found = {}
     for name, item in tensors.items():
-        if not (processes.leads or isinstance(item, DTensor)):
+        if not (processes.leads or _sharded(item)):
             continue
         value = whole(item.detach())
         if processes.leads:
@@ -97,26 +100,35 @@ def gathered(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, T
 
 def whole(item: Tensor) -> Tensor:
     """What the processes have shares of, put together; all of them call this."""
-    return item.full_tensor() if isinstance(item, DTensor) else item
+    return item.full_tensor() if _sharded(item) else item
 
 
 def own(item: Tensor) -> Tensor:
     """The memory of this process's share."""
-    return item.to_local() if isinstance(item, DTensor) else item
+    return item.to_local() if _sharded(item) else item
 
 
 @torch.no_grad()
 def put(item: Tensor, value: Tensor) -> None:
     """Copies this process's share of `value`, which is whole, into `item`."""
-    if isinstance(item, DTensor):
+    if _sharded(item):
         shares = value.chunk(item.device_mesh.size())  # as FSDP2 cuts a tensor: along its first dimension
         rank = item.device_mesh.get_local_rank()
         value = shares[rank] if rank < len(shares) else value[:0]
     own(item).copy_(value)
 
 
+def _sharded(item: Tensor) -> TypeGuard[DTensor]:
+    """Whether this process has a share of it: then what such tensors are was imported by `_shard`."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(item, tensors.DTensor)
+
+
 def _shard(objective: nn.Module, device: str, processes: int) -> None:
     """Shards blocks by themselves, so that one at a time is whole, and what is left with the objective."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     # Blocks hand on views, and nothing is written into those.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device, (processes,))

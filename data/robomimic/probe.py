@@ -114,8 +114,10 @@ class Prober:
             return
         timer = threading.Timer(START_S, self._process.kill)
         timer.start()
-        ready = self._answered("ready")
-        timer.cancel()
+        try:
+            ready = self._answered("ready")
+        finally:
+            timer.cancel()
         if not ready:
             code = self._process.wait()
             self.end()

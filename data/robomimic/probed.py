@@ -69,6 +69,8 @@ def read_attributes(owner: Any) -> None:
 
 def main(word: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the command, whose end is this one's
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     print(word, "ready", flush=True)
     for count, line in enumerate(sys.stdin):

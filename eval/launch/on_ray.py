@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +77,8 @@ class OnRay:
         if self._ours:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                self._ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+                with _termination_kept():
+                    self._ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 where = self._cluster.address or os.environ.get("RAY_ADDRESS") or "this machine"
                 raise KinoiseError(f"no Ray cluster at {where}: {_line(error)}. See `ray status`, cluster.address=.") from error
@@ -82,6 +87,15 @@ class OnRay:
     def __exit__(self, *_: object) -> None:
         if self._ours:
             self._ray.shutdown()
+
+
+@contextmanager
+def _termination_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, for good: the command would end with another code, and so would what it forks."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: BaseException) -> str:

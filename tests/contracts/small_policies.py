@@ -22,6 +22,7 @@ STATS = {
     for key, n in (("state", 5), ("image.front", 3), ("action", 3))
 }
 SMALL = {"network": {"width": 32, "depth": 2}, "chunk": 4, "execute": 2}
+CHOICES = choices()
 IMAGES = {"discrete_vla": {"patch": 8}}
 """Settings of each policy's encoder when it sees images; of most this:"""
 SHARED = {"shared_cameras": True}
@@ -31,7 +32,7 @@ HEUN = ("heun", lambda steps: 2 * steps - 1)
 
 
 def small(name: str, **over: object) -> Policy:
-    config = OmegaConf.merge(OmegaConf.structured(choices()[name]), SMALL, {"observations": ["state"]}, over)
+    config = OmegaConf.merge(OmegaConf.structured(CHOICES[name]), SMALL, {"observations": ["state"]}, over)
     return build_policy(OmegaConf.to_object(config), SPEC, STATS, TEXTS, seed=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,9 @@ def planned(policy: Policy, **decode: object) -> Plan:
     return changed.plan(observation(policy), generators(3))
 
 
+@cache
 def trained(name: str, **over: object) -> Policy:
+    """Not to be changed."""
     policy = small(name, **over)
     train(policy, steps=4)
     return policy.eval()

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from kinoise.config import UsageError, parse
@@ -124,7 +125,7 @@ def test_a_job_dies_with_the_process_that_carries_it_out(tmp_path: Path):
     (child,) = jobs(parent.pid)
     parent.kill()
     parent.wait()
-    until(lambda: not Path(f"/proc/{child}").exists() or "State:\tZ" in Path(f"/proc/{child}/status").read_text())
+    until(lambda: "State:\tZ" in said(child, "status") or not Path(f"/proc/{child}").exists())
 
 
 def test_a_job_waits_for_the_folder_that_a_dying_one_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -157,15 +158,36 @@ def opened(process: int) -> list[Path]:
 
 def jobs(parent: int) -> list[str]:
     """Its children that came as far as the command itself; what it imports may start others for a moment."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    return [child for child in children if b"kinoise.cli" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [child for child in said(parent, f"task/{parent}/children").split() if "kinoise.cli" in said(child, "cmdline")]
 
 
-def until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+def said(process: int | str, name: str) -> str:
+    """What the kernel says of a process; nothing once it has ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/{name}").read_text()
+    return ""
+
+
+def until(holds: Callable[[], bool], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_command_that_uses_ray_is_told_to_end_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken: list[str] = []
+
+    def init(*_: object, **__: object) -> None:
+        taken.append("SIGTERM")
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+    ray = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    before = signal.getsignal(signal.SIGTERM)
+    with open_launcher("ray", Cluster(), tmp_path):
+        assert signal.getsignal(signal.SIGTERM) is before
+    assert taken
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path):

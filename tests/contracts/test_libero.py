@@ -180,7 +180,7 @@ def test_upstream_has_nothing_to_ask(configured, tmp_path):
     variables = {key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
     variables |= {"HOME": str(tmp_path), "LIBERO_CONFIG_PATH": str(own)}
     command = [sys.executable, "-c", ASKED]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=variables, timeout=120)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=variables, timeout=600)
     assert done.returncode == 0, done.stderr
     found = done.stdout.splitlines()[-1]
     written = list((tmp_path / ".cache" / "kinoise").rglob("config.yaml"))

@@ -113,7 +113,7 @@ def test_batches_are_made_ahead_by_one_thread_and_never_beyond_the_last():
     made: list[int] = []
     subject = Prefetch(lambda step: made.append(step) or step * step, depth=2, last=5)
     assert subject.take(0) == 0
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(made) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     assert made == [0, 1, 2]

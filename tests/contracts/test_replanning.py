@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -80,6 +81,14 @@ def test_a_warm_start_looks_at_what_is_new(name: str) -> None:
         assert all(surprise > 0 for surprise in other.surprise)
 
 
+@cache
+def learnt(name: str, delay: int) -> Policy:
+    """After a few updates; not to be changed."""
+    policy = small(name, decode={"steps": 4}, simulated_delay=delay)
+    train(policy, steps=8)
+    return policy
+
+
 @pytest.mark.parametrize("warm", [1.0, 0.5])
 @pytest.mark.parametrize("delay", [0, 2])
 @pytest.mark.parametrize("name", choices())
@@ -88,9 +97,8 @@ def test_a_prefix_comes_back_bit_for_bit_and_what_follows_goes_on_from_it(name: 
         with pytest.raises(KinoiseError, match="isn't told which actions are clean"):
             small(name, simulated_delay=delay)
         return
-    policy = small(name, decode={"steps": 4}, simulated_delay=delay)
-    train(policy, steps=8)
-    policy, obs = load_changed(policy, warm=warm), observation(policy)
+    policy = load_changed(learnt(name, delay), warm=warm)
+    obs = observation(policy)
     previous = policy.plan(obs, generators(3))
     for elapsed, prefix in ((1, 1), (1, 2), (2, 2), (0, 4)):
         plan = policy.plan(obs, generators(3), previous=previous, elapsed=elapsed, prefix=prefix)

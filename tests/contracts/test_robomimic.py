@@ -206,6 +206,8 @@ def test_a_store_is_read_in_other_processes(tmp_path):
     with multiprocessing.get_context("fork").Pool(2) as pool:
         for found in pool.starmap(store.read, [("action", 0, 13)] * 4):
             np.testing.assert_array_equal(found, truth)
+        pool.close()
+        pool.join()
 
 
 @pytest.mark.parametrize(("control", "bound"), [(None, True), ("delta", True), ("absolute", False), ("relative", False)])

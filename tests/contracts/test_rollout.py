@@ -202,15 +202,15 @@ def test_no_process_outlives_the_main_one(number: signal.Signals):
         "if __name__ == '__main__':\n"
         "    with Workers(line_world.make, 2):\n"
         "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
     )
     main = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert main.stdout is not None
     pids = [int(word) for word in main.stdout.readline().split()]
     assert len(pids) == 2
     main.send_signal(number)
-    main.wait(20)
-    deadline = time.monotonic() + 20
+    main.wait(60)
+    deadline = time.monotonic() + 60
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(pid) for pid in pids)

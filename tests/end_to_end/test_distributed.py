@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from kinoise.cli import main
 from kinoise.data import Episode, write_store
 from kinoise.spec import Feature, Spec
@@ -156,6 +155,10 @@ def test_torchrun_starts_a_killed_run_again_from_its_last_checkpoint(
 
 def drive(data: Path, base: Path) -> None:
     """All runs but torchrun's, each in processes forked out of this one, which has everything imported."""
+    import hydra  # noqa: F401
+    import kinoise.train.__main__  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.fsdp
     from kinoise.eval import evaluate as module
 
     torch.set_num_threads(1)

@@ -19,7 +19,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, list[str]]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout.splitlines()

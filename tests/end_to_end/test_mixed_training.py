@@ -27,7 +27,7 @@ from kinoise.train.__main__ import main
 from line_world import ExpertDriver, make, make_centimetres
 
 TINY = ["policy=diffusion", "policy.network.width=16", "policy.network.depth=1", "policy.network.heads=2"]
-TINY += ["policy.chunk=4", "policy.execute=2", "policy.observations=[state]"]
+TINY += ["policy.chunk=4", "policy.execute=2", "policy.observations=[state]", "policy.decode.steps=2"]
 SHORT = ["train.batch_size=8", "train.warmup=1", "train.log_every=1", "train.save_every=1", "train.tensorboard=false"]
 
 

@@ -38,6 +38,17 @@ def test_an_evaluation_of_other_weights_is_pointed_out(tmp_path: Path) -> None:
     assert str(other) in page.text["header"]
 
 
+def test_the_runs_other_evaluations_are_named(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint = write_policy(run)
+    for name in ("eval", "later"):
+        write_evaluation(run / name, checkpoint, video=0)
+        header = report(run, tmp_path / "report.html").text["header"]
+        assert ("Not shown here: later. " in header) == (name == "later")
+    header = report(run, tmp_path / "report.html", f"eval={run / 'later'}").text["header"]
+    assert f"Not shown here: eval. kinoise report {run} eval={run / 'eval'} shows that evaluation." in header
+
+
 def test_the_terms_of_an_evaluation_stand_beside_its_success(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "eval"
     result = write_evaluation(out, write_policy(run), video=0)

@@ -74,8 +74,10 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False)
         try:
+            signal.signal(signal.SIGTERM, before)  # later tests of this process fork, and end their children with it
             yield ray
         finally:
             ray.shutdown()

@@ -16,8 +16,6 @@ from kinoise.spec import KinoiseError
 from line_world import LineWorld
 from mapped_worlds import POINT, write
 
-pytestmark = pytest.mark.alone
-
 SEED = 2
 """With it the goal of attempt 0 is to the right, where there is trouble, and that of attempt 1 is not."""
 OWN_PROCESS = {"python": sys.executable, "timeout": 1}

@@ -14,8 +14,6 @@ from mapped_worlds import POINT, write
 from small_policies import fitting
 from walker import Walker, line_jobs
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ def test_killed_and_begun_again_it_comes_to_the_same(name: str, tmp_path: Path, 
 
     monkeypatch.setattr(kill_works.Convert, "formats", ("zarr",))
     monkeypatch.setattr(kill_works.Convert, "variants", 1)
+    monkeypatch.setattr(kill_works.Control, "seconds", 1)
     monkeypatch.setattr(kills, "EARLY", 0.0)
     found = kills.killed(name, 1, 0, tmp_path)
     assert found["wrong"] == []

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from loop_fakes import PERIOD, FakeInference, Restarting, Setup
 
-pytestmark = pytest.mark.alone
 STOPPED = 5.0
 
 

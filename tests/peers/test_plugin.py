@@ -14,6 +14,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+# The first test runs all of the plugin's.
+pytestmark = pytest.mark.timeout(2400)
+
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugins" / "lerobot_policy_kinoise"
 FILES = sorted(path.name for path in (PLUGIN / "tests").glob("test_*.py"))

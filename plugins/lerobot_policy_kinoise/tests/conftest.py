@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from draccus.wrappers import docstring
 from lerobot_policy_kinoise import KinoisePolicy
 
 # isort: split
@@ -21,6 +25,9 @@ from lerobot.scripts import lerobot_train
 TASKS = ("push the cube to the left", "open the drawer")
 SMALL = ("width=16", "heads=2", "depth=1")
 Train = Callable[..., Path]
+
+# For the help of every setting draccus parses its class's source: ten seconds each time that LeRobot reads a command line.
+docstring.inspect = SimpleNamespace(getsource=functools.cache(inspect.getsource), getmro=inspect.getmro)
 
 
 @pytest.fixture(scope="session", autouse=True)
