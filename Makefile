@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 KINOISE := $(BIN)/kinoise
 DEMO := outputs/demo
-# Without compiling all 22,000 files first: what is imported is compiled then.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# Tests and demo start hundreds of processes: each would compile kinoise's sources again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install libero demo test check clean-demo bench-report docs release-check
 .DELETE_ON_ERROR:

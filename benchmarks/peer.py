@@ -12,7 +12,7 @@ from typing import Any
 
 from kinoise.files import claimed, read_json, write_json
 
-PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
+PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 TOLD = 400
 """Characters of what a process said that failed."""
 
