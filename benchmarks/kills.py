@@ -197,7 +197,7 @@ def killed(name: str, kills: int, seed: int, place: Path) -> dict[str, Any]:
         "other_result": other,
         "wrong": runner.wrong,
         "left_behind": left,
-        "pass": not runner.wrong and not other,
+        "pass": not runner.wrong and not other and not left,
     }
 
 

@@ -4,7 +4,8 @@ Both learn from the same scripted demonstrations of one of Metaworld's tasks, se
 numbers) and one camera. Both train `mode` with a small image network in as many updates of as many windows:
 
 - `lerobot`: the demonstrations as a LeRobot data set, `lerobot-train --policy.type=kinoise_mode`, `lerobot-eval` in LeRobot's
-  Metaworld, in an environment that holds LeRobot, kinoise and its plugin, and made as docs/lerobot.md says;
+  Metaworld, in an environment that holds LeRobot, kinoise and its plugin. Its torch is kinoise's, newer than LeRobot's range,
+  so the two commands are called by `python -m lerobot_policy_kinoise`, as docs/lerobot.md says for that case;
 - `kinoise`: `kinoise train` and `kinoise eval`.
 
 LeRobot's Metaworld draws its initial states from numpy's global generator, two a reset, and says nothing of them: episodes

@@ -242,7 +242,10 @@ def soak(results: Path) -> str:
     for path in sorted(results.glob("soak_*.json")):
         record = read_json(path)
         for name, one in record["found"].items():
-            by = [f"{100 * one[key] / one['median']:+.2f}" for key in ("slope_per_hour", "low", "high")]
+            if "slope_per_hour" not in one:  # too short to tell
+                body.append((record["side"], name, "", "", "", one["verdict"], source(path.stem)))
+                continue
+            by = [f"{100 * one[key] / (one['median'] or 1.0):+.2f}" for key in ("slope_per_hour", "low", "high")]
             limit = f"{100 * record['bounds_per_hour'][name]:g} %"
             unit = record["unit"].get(name, "")
             shown = f"{one['median']:.1f} {unit}".strip(), f"{by[0]} % ({by[1]} to {by[2]})", limit, one["verdict"]

@@ -41,4 +41,10 @@ class Ring(Sequence[Any]):
     @overload
     def __getitem__(self, index: slice) -> list[Any]: ...
     def __getitem__(self, index: int | slice) -> Any:
-        return np.asarray(self)[index].tolist()
+        if isinstance(index, slice):
+            return np.asarray(self)[index].tolist()
+        place = range(max(0, self._count - len(self._values)), self._count)[index]  # IndexError as a list's
+        return self._values[place % len(self._values)].tolist()
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(np.asarray(self).tolist()[::-1])

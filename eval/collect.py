@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..config import UsageError, parse
 from ..data.base import Episode
 from ..data.native import NativeStore, write_store
 from ..envs.base import Env
-from ..files import disk_errors, read_json, sync, write_json
+from ..files import claimed, disk_errors, read_json, sync, write_json
 from ..provenance import versions
 from ..spec import KinoiseError
 from .attempts import Ledger, make_attempts
@@ -88,6 +88,29 @@ def main(argv: Sequence[str]) -> int:
     env = recipe.make(tasks[0])
     _require_one_spec(env, tasks, recipe)
     folder = Folder(out.with_name(f"{out.name}.partial"))
+    with nullcontext() if shard is not None else _claimed(folder.path):
+        if shard is None:  # once more: another process may just have made it
+            _check_out(out, settings.overwrite)
+        return _made(settings, argv, tasks, shard, recipe, folder, env)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Keeps other commands that make the same data set out during the block; parts come in by `shard=`."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder, "collects"):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # not empty: what is finished stays
+                folder.rmdir()
+
+
+def _made(
+    settings: Settings, argv: Sequence[str], tasks: Sequence[str], shard: Shard | None, recipe: Recipe, folder: Folder, env: Env
+) -> int:
+    out = Path(settings.out)
     prepare = partial(_prepare, folder.path, tasks, env.versions, recipe)
     prepare(overwrite=settings.overwrite, alone=shard is None)
     ledgers = [Ledger(task, settings.episodes, folder.found(task), shard) for task in tasks]
@@ -211,8 +234,9 @@ def _prepare(
         if before != now and (begun or not alone) and not overwrite:
             changed = ", ".join(f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key])
             raise KinoiseError(f"{folder} was begun differently ({changed}). Use the same settings, or remove it.")
-        if before != now:
-            shutil.rmtree(folder)
+        if before != now:  # but the folder itself, which is claimed
+            for item in folder.iterdir():
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
     elif folder.exists() and any(not item.name.startswith(".") for item in folder.iterdir()):
         raise KinoiseError(f"{folder} is in the way, and not from kinoise collect. Choose another out=, or remove it.")
     write_json(file, now)

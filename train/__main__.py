@@ -62,7 +62,11 @@ def main(argv: Sequence[str]) -> int:
         if emulated(accelerator.mixed_precision, accelerator.device):
             remark = "note: this CPU has no bfloat16 of its own, so bf16 is much slower here than train.precision=no"
             console.print(remark, highlight=False, soft_wrap=True)
+        if not processes.leads:  # until the leader's copy is there: a lock alone is not seen by all machines
+            processes.wait()
         store = measured(mapped(store, cache, console=console), cache)
+        if processes.leads:
+            processes.wait()
         state = newest(run, processes)
         if state is None:
             if settings.resume:

@@ -9,6 +9,7 @@ OUT/checkpoints/last         -> the newest
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.hub.card import write_card
-from ..files import MALFORMED, claimed, disk_errors, link, new_directory, read_json, write_json, write_tensors
+from ..files import MALFORMED, claimed, clear, disk_errors, link, new_directory, read_json, write_json, write_tensors
 from ..policies.base import Policy
 from ..policies.checkpoint import save_policy, weights_path
 from ..spec import KinoiseError
@@ -126,11 +127,14 @@ class RunDirectory:
 
     def _tidy(self) -> None:
         """Removes what was half-written, and does what should have followed the newest checkpoint."""
-        for item in [*self.checkpoints.glob(".*"), *self.path.glob(".*.json*")]:
-            if item.is_dir() and not item.is_symlink():
-                shutil.rmtree(item)
-            else:
+        for item in self.checkpoints.glob(".*"):
+            if found := re.fullmatch(r"\.(\d+)\.(old|unfinished-.+)", item.name):
+                clear(self.checkpoint(int(found[1])))
+                if found[2] == "old":
+                    shutil.rmtree(item, ignore_errors=True)
+            elif re.fullmatch(r"\.last\.\d+", item.name):
                 item.unlink()
+        clear(self.summary, self.path / "wandb.json", self.path / "trackio.json")
         self._settle()
 
     def steps(self) -> list[int]:
@@ -157,8 +161,9 @@ class RunDirectory:
             link(self.checkpoints / "last", str(steps[-1]))
         for step in steps[: -self.keep]:
             doomed = self.checkpoints / f".{step}.old"
-            os.rename(self.checkpoint(step), doomed)
-            shutil.rmtree(doomed)
+            with suppress(OSError):  # NFS keeps what another process has open: later, then, and training goes on
+                os.rename(self.checkpoint(step), doomed)
+                shutil.rmtree(doomed)
 
     def newest(self) -> State | None:
         """The state of the newest checkpoint; None without one. Raises KinoiseError when it is damaged or another version's."""

@@ -91,11 +91,11 @@ def main(argv: Sequence[str], command: str = "import") -> int:
     digest = sha256(found.weights)
     about = {"from": settings.source, "path": str(path.resolve()), "sha256": digest, "notes": found.notes}
     with new_directory(out) as run:
-        directory = run / "checkpoints" / "0"
+        directory = run / "checkpoints" / str(found.updates)
         directory.mkdir(parents=True)
         save_policy(directory, found.policy, found.average)
         write_card(directory, imported=f"`{path.resolve().name}` (from={settings.source}), weights with SHA-256 `{digest}`")
-        link(run / "checkpoints" / "last", "0")
+        link(run / "checkpoints" / "last", directory.name)
         write_json(run / "import.json", about)
     decode = found.policy.config.decode
     for line in found.notes:

@@ -5,6 +5,7 @@ HDF5's own calls are used instead of h5py's objects, which take several times as
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 ACTIONS, OBS, NEXT_OBS = "actions", "obs", "next_obs"
 NESTED = 4
 """Groups within groups at most: hard links can make circles."""
+SPARE, MOST = 2**26, 1100
+"""Bytes that any array may have, and how many times smaller than its numbers it may be stored: deflate's most is 1032."""
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 """What h5py raises for files whose structure is damaged."""
 
@@ -155,10 +158,27 @@ def filters(file: h5py.File, report: Callable[[str], None]) -> dict[str, set[str
             if dataset is None or dataset.shape is None or h5py.check_string_dtype(dataset.dtype) is None:
                 report(f"mask/{name} is no list of text: expected names of demonstrations. The filter is not read.")
                 continue
-            found[name] = {bytes(item).decode("utf-8", "surrogateescape") for item in np.atleast_1d(dataset[()]).ravel()}
+            found[name] = {bytes(item).decode("utf-8", "surrogateescape") for item in np.atleast_1d(held(dataset)[()]).ravel()}
         except BROKEN as error:
             report(f"mask/{name}: {unreadable(error)}")
     return found
+
+
+def held(dataset: h5py.Dataset) -> h5py.Dataset:
+    """The array; raises ValueError for one of which `excess` has something to say."""
+    if said := excess(dataset.id, dataset.shape, dataset.dtype):
+        raise ValueError(said)
+    return dataset
+
+
+def excess(dataset: h5d.DatasetID, shape: tuple[int, ...] | None, dtype: np.dtype | None) -> str:
+    """What is wrong with an array of which the file holds too little for its size; a few bytes may claim any, all of it fill
+    value. "" for what may be read: up to SPARE bytes and MOST times what is stored."""
+    claimed = 0 if shape is None or dtype is None else math.prod(shape) * dtype.itemsize
+    if claimed <= SPARE:  # what is stored takes long to find out where there are many chunks
+        return ""
+    stored = dataset.get_storage_size()
+    return "" if claimed <= SPARE + MOST * stored else f"it claims {claimed:,} bytes, of which the file holds {stored:,}"
 
 
 def elsewhere(dataset: h5py.Dataset) -> bool:
@@ -250,6 +270,8 @@ def _walk(
             item = h5o.open(group, name.encode("utf-8", "surrogateescape"))
             if isinstance(item, h5d.DatasetID):
                 arrays[path] = Array(item.shape, _dtype(item, path, known))
+                if said := excess(item, *arrays[path]):
+                    problem(f"{path}: {said}. Copy or write it again.")
             elif isinstance(item, h5g.GroupID) and (path == OBS or within.startswith(f"{OBS}/")):
                 if path.count("/") > NESTED:
                     problem(f"{path} lies deeper than {NESTED} groups: expected an array. Flatten it.")

@@ -20,6 +20,8 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5t  # type: ignore[attr-defined]
 
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 Seen = set[tuple[int, bool]]
+LISTED = 2**26
+"""Bytes of names at most that are read here; of more the reader says that they are too many."""
 AGAIN = 75
 """Exit code for: ask another process."""
 
@@ -56,7 +58,8 @@ def look_at(item: Any, seen: Seen, listed: bool) -> None:
         layout = created.get_layout()
         if layout == h5d.CHUNKED:
             item.get_num_chunks()
-        if listed and isinstance(kind, h5t.TypeStringID) and layout != h5d.VIRTUAL and not created.get_external_count():
+        own = layout != h5d.VIRTUAL and not created.get_external_count()
+        if listed and isinstance(kind, h5t.TypeStringID) and own and math.prod(item.shape) * kind.get_size() <= LISTED:
             h5py.Dataset(item)[()]
 
 

@@ -28,7 +28,7 @@ from ...spec import KinoiseError, Spec
 from ..base import AS_IT_IS, Episode, Reading, Report, features, refuse
 from ..decoded import DecodedStore
 from . import env
-from .layout import ACTIONS, MAGIC, NEXT_OBS, Demo, contents, elsewhere, readable, unreadable
+from .layout import ACTIONS, MAGIC, NEXT_OBS, Demo, contents, elsewhere, held, readable, unreadable
 from .names import Plan, array_path, common, derived, stored, wrong
 from .writer import MADE, maskable, write_robomimic
 
@@ -136,7 +136,7 @@ class RobomimicStore(DecodedStore):
                 raise KinoiseError(
                     f"{self.path}: {path} has shape {dataset.shape}, expected {steps} steps. Open the file anew."
                 )
-            array = np.asarray(dataset[()])
+            array = np.asarray(held(dataset)[()])
         if key in self.extras:
             return array.astype(self.extras[key].dtype, copy=False)
         feature = features(self.spec)[key]

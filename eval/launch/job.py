@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ PAUSE_S, TICK_S = 0.2, 2.0
 SAVING_S = 300
 """Seconds in which a process whose carrier died, which tells it to end, has saved: its successor waits for its folder."""
 KILLED = -signal.SIGKILL
+BEGUN = "$ kinoise "
+"""What a try's part of a log begins with; its command follows."""
 FORWARDED = ("PYTHONPATH", "MUJOCO_GL", "PYOPENGL_PLATFORM", "OMP_NUM_THREADS", "HF_HOME")
 """What of this process's environment decides results or what can be imported, and so goes along to other machines."""
 
@@ -94,7 +98,7 @@ class Running(Protocol):
         ...
 
     def stop(self) -> None:
-        """Has it end, if it has not; whoever leaves the launcher's block waits for that."""
+        """Has it end, if it has not. Leaving `Local`'s block waits for that; a cluster may take a while longer."""
         ...
 
 
@@ -124,6 +128,8 @@ def process(job: Job) -> subprocess.Popen[bytes]:
     """The command's process, which writes to the job's log."""
     command = [sys.executable, "-P", "-m", f"{__package__}.child", str(os.getpid()), *job.argv]
     with job.log.open("ab") as log:
+        log.write(f"{BEGUN}{shlex.join(job.argv)}\n".encode())
+        log.flush()
         return subprocess.Popen(
             command,
             cwd=job.folder,
@@ -142,11 +148,13 @@ def finished(job: Job, code: int) -> Ended:
 
 
 def last_words(log: Path) -> str:
-    """What a log ends with: kinoise's own line about an error, if there is one, else its last."""
+    """What the last try's log ends with: kinoise's own line about an error, if there is one, else its last."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_text(errors="replace")
     except FileNotFoundError:
         return "it left no log"
+    *_, tried = re.split(rf"^{re.escape(BEGUN)}.*$", text, flags=re.M)
+    lines = [line.strip() for line in tried.splitlines() if line.strip()]
     own = [line.removeprefix("kinoise: ") for line in lines if line.startswith("kinoise: ")]
     return (own or lines or ["it said nothing"])[-1]
 

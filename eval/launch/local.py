@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...config import UsageError
-from .job import Ended, Job, finished, process
+from .job import SAVING_S, Ended, Job, finished, process
 
 if TYPE_CHECKING:
     from . import Cluster
-
-PATIENCE_S = 60.0
 
 
 @dataclass
@@ -64,7 +62,7 @@ class Local:
         return self
 
     def __exit__(self, *_: object) -> None:
-        until = time.monotonic() + PATIENCE_S
+        until = time.monotonic() + SAVING_S
         for item in self._started:
             item.stop()
         for item in self._started:

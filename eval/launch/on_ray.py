@@ -93,9 +93,11 @@ class OnRay:
 def _termination_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, for good: the command would end with another code, and so would what it forks."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _line(error: BaseException) -> str:

@@ -65,14 +65,17 @@ def import_plugin(folder: Path, value: Mapping[str, Any], robot: Robot) -> Impor
     tensors, expected = Tensors(read_safetensors(weights), weights), policy.state_dict(keep_vars=True)
     parts = (TRAINED, AVERAGED) if value["ema"] else (TRAINED,)
     found = {part: {key: tensors.get(f"{part}.{key}", item) for key, item in expected.items()} for part in parts}
-    tensors.finish((UPDATES,))
+    updates = int(tensors.get(UPDATES, torch.zeros((), dtype=torch.int64))) if UPDATES in tensors else 0
+    tensors.finish()
+    if updates < 0:
+        raise KinoiseError(f"{weights}: {UPDATES} is {updates}, expected how many updates of training made the weights")
     policy.load_state_dict(found[parts[-1]])  # which plan
     try:
         check_fit(policy.config.decode, policy)
     except KinoiseError as error:
         raise KinoiseError(f"{path}: {error} there") from error
     policy.load_state_dict(found[TRAINED])
-    return Imported(policy.eval(), weights, notes, found.get(AVERAGED, {}))
+    return Imported(policy.eval(), weights, notes, found.get(AVERAGED, {}), updates)
 
 
 def export_plugin(

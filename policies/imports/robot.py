@@ -22,12 +22,14 @@ class Imported(NamedTuple):
         weights: the file that its weights are from.
         notes: what of the source doesn't show in the policy, a line each.
         average: averaged weights, by the names of its own, where the source has both; they are to plan.
+        updates: that made them, where the source says so: an average moves the less the more there were.
     """
 
     policy: Policy
     weights: Path
     notes: list[str]
     average: Mapping[str, Tensor] = {}
+    updates: int = 0
 
 
 @dataclass(frozen=True)

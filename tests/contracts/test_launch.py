@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +65,12 @@ def test_jobs_end_with_what_they_said(tmp_path: Path):
     assert "unknown command 'evaluate'" in done["evaluate"].ended.said
     with pytest.raises(KinoiseError, match=r"1 of 2 parts failed: evaluate: unknown command 'evaluate'.*Their logs are in"):
         run_all(Local(Cluster()), jobs)
+
+
+def test_what_a_log_ends_with_is_the_last_tries(tmp_path: Path):
+    log = tmp_path / "log"
+    log.write_text("$ kinoise eval RUN\nkinoise: out of memory\n$ kinoise eval RUN resume=true\nTraceback\nValueError: b\n")
+    assert last_words(log) == "ValueError: b"
 
 
 def test_a_job_whose_process_was_killed_goes_on_in_another(tmp_path: Path):
@@ -175,19 +181,26 @@ def until(holds: Callable[[], bool], seconds: float = 300.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_command_that_uses_ray_is_told_to_end_as_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("there", [True, False])
+def test_a_command_that_uses_ray_is_told_to_end_as_any_other(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     taken: list[str] = []
 
     def init(*_: object, **__: object) -> None:
         taken.append("SIGTERM")
         signal.signal(signal.SIGTERM, lambda *_: None)
+        if not there:
+            raise ConnectionError("nobody is there")
 
     ray = SimpleNamespace(init=init, is_initialized=lambda: False, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     before = signal.getsignal(signal.SIGTERM)
-    with open_launcher("ray", Cluster(), tmp_path):
+    with (
+        nullcontext() if there else pytest.raises(KinoiseError, match="no Ray cluster"),
+        open_launcher("ray", Cluster(), tmp_path),
+    ):
         assert signal.getsignal(signal.SIGTERM) is before
     assert taken
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path: Path):

@@ -17,6 +17,7 @@ from kinoise.data import open_store
 from kinoise.envs import episode_seed, make, tasks
 from kinoise.eval.collect import main
 from kinoise.eval.demonstration import HOLD, Folder, Recipe, play
+from kinoise.files import claimed
 from kinoise.spec import KinoiseError
 
 TASK = "metaworld/reach"
@@ -252,6 +253,14 @@ def test_a_damaged_demonstration_is_named(unfinished):
     assert not unfinished.exists()
     file.unlink()
     assert collect(unfinished, "workers=1", episodes=2) == 0
+
+
+def test_two_commands_do_not_make_the_same_data_set(tmp_path):
+    partial = tmp_path / "data.partial"
+    partial.mkdir()
+    with claimed(partial, "collects"), pytest.raises(KinoiseError, match="another process collects there"):
+        collect(tmp_path / "data")
+    assert list(partial.iterdir()) == []
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -169,3 +171,20 @@ for _ in range(2):
     done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(set(done.stdout.split())) == 2
+
+
+@pytest.mark.parametrize("name", ["data/demo_0/actions", "data/demo_0/obs/state", "mask/train"])
+def test_an_array_that_claims_more_than_the_file_holds_is_refused(name: str, tmp_path: Path) -> None:
+    """A few bytes, and gigabytes of fill value."""
+    path = written(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        if name in file:
+            del file[name]
+        shape, kind = ((10**9,), "S8") if name.startswith("mask") else ((4, 10**9), "f8")
+        file.create_dataset(name, shape, kind, chunks=tuple(min(size, 1000) for size in shape))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said: list[str] = []
+    with pytest.raises(KinoiseError, match=r"none of its 1 episodes can be read|filter 'train' is unknown"):
+        FORMATS["robomimic"](path, Reading(filter="train" if name.startswith("mask") else None), said.append)
+    assert f"it claims {8 * math.prod(shape):,} bytes, of which the file holds 0" in said[0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10

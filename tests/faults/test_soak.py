@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -41,3 +44,12 @@ def test_medians_are_of_each_interval() -> None:
 
     found = medians([0.0, 0.1, 0.2, 1.1, 3.5], [1.0, 5.0, 2.0, 7.0, 9.0], 1.0)["latency"]
     assert [item.tolist() for item in found] == [[0.0, 1.0, 3.0], [2.0, 7.0, 9.0]]
+
+
+def test_an_hour_that_was_cut_short_is_a_row_of_the_table_too(tmp_path: Path) -> None:
+    from benchmarks.tables import soak
+
+    found = {"latency": {"intervals": 3, "verdict": "undecided"}}
+    record = {"side": "server", "found": found, "bounds_per_hour": {"latency": 0.05}, "unit": {"latency": "ms"}}
+    (tmp_path / "soak_server.json").write_text(json.dumps(record))
+    assert "undecided" in soak(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kinoise.deploy.ring import Ring
@@ -18,11 +19,14 @@ def test_it_holds_the_newest_in_their_order(values: list[float], kept: int) -> N
     newest = values[-kept:]
     assert (len(ring), list(ring), np.asarray(ring).tolist()) == (len(newest), newest, newest)
     assert (ring[:2], ring[-2:]) == (newest[:2], newest[-2:])
-    assert not newest or (ring[0], ring[-1]) == (newest[0], newest[-1])
+    assert [ring[place] for place in range(-len(newest), len(newest))] == newest + newest
+    assert list(reversed(ring)) == newest[::-1]
+    with pytest.raises(IndexError):
+        ring[len(newest)]
 
 
 def test_what_has_fields_comes_back_as_it_was_put_in() -> None:
     ring = Ring(2, np.dtype([("tick", np.int64), ("seconds", np.float64)]))
     for value in ((1, 0.5), (2, 0.25), (3, 0.125)):
         ring.append(value)
-    assert list(ring) == [(2, 0.25), (3, 0.125)]
+    assert list(ring) == [ring[0], ring[1]] == [(2, 0.25), (3, 0.125)]

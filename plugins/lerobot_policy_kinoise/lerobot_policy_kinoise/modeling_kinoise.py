@@ -220,8 +220,9 @@ class KinoisePolicy(PreTrainedPolicy):
 
         With `decode.warm` below 1 a new plan starts from the one before. Raises KinoiseError as `predict_action_chunk` does.
         """
-        if others:
-            raise UsageError(f"{', '.join(others)}: select_action takes a batch alone; see predict_action_chunk")
+        unknown = sorted(name for name, value in others.items() if value is not None)
+        if unknown:
+            raise UsageError(f"{', '.join(unknown)}: select_action takes a batch alone; see predict_action_chunk")
         seen = self.observe(batch)
         if not self._queue:
             self._plan = self._planned(seen, self._plan, elapsed=self.config.n_action_steps)

@@ -14,6 +14,7 @@ from kinoise.policies.checkpoint import load_policy, save_policy
 from kinoise.spec import Feature, Observation, Spec, Stats
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from safetensors.torch import load_file
 
 TYPES = ("kinoise_diffusion", "kinoise_mode", "kinoise_discrete_vla")
 TEXTS = ("open the drawer", "push the cube to the left")
@@ -101,3 +102,5 @@ def test_what_lerobot_trained_plans_in_kinoise_as_there(kind: str, trained: Any,
         planned_by_lerobot(trained(kind), seen(policy)[1]), planned_by_kinoise(tmp_path / "run"), rtol=0, atol=0
     )
     assert policy.config.observations == list(policy.spec.observations)
+    assert main(["export-lerobot", str(tmp_path / "run"), f"out={tmp_path / 'out'}", "plugin=true"]) == 0
+    assert load_file(tmp_path / "out" / "model.safetensors")["updates"] == 2

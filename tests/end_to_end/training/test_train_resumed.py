@@ -157,3 +157,15 @@ def test_periodic_evaluation_watches_and_survives_a_kill(
     assert asked == [("metaworld/mt10", step) for step in ("3", "6", "6")]
     assert sorted(item.name for item in (tmp_path / "run" / "evaluations").iterdir()) == ["3", "6"]
     assert same_weights(whole / "checkpoints" / "6", tmp_path / "run" / "checkpoints" / "6")
+
+
+def test_nothing_but_what_kinoise_left_is_removed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run", keep=1)
+    with run.claimed(resume=False):
+        run.metrics.write_text("{}\n")
+    mine, theirs = run.checkpoints / ".4.old", run.checkpoints / ".gitattributes"
+    mine.mkdir()
+    theirs.write_text("*.safetensors filter=lfs\n")
+    with run.claimed(resume=True):
+        assert not mine.exists()
+    assert theirs.exists()
