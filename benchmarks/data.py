@@ -7,7 +7,7 @@ workers from their own files, robomimic once with nothing cached and once with e
 advises then); kinoise by `Windows.batch` in one thread, from its decoded copy of the peer's file. A window of LeRobot's has the
 observation of its first step, one of robomimic's those of all 16, and kinoise's the same as that of the side beside it.
 
-Also: seconds to open 1,000 episodes, and to make the decoded copy.
+Also: seconds to make the decoded copy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Settings:
 
     episodes: int = field(default=40, metadata={"help": "of each data set"})
     steps: int = field(default=100, metadata={"help": "of an episode"})
-    many: int = field(default=1000, metadata={"help": "episodes of the data sets that are only opened"})
     rounds: int = field(default=10, metadata={"help": "of timing"})
     batches: int = field(default=10, metadata={"help": "that a peer loads in a round"})
     ours: int = field(default=100, metadata={"help": "that kinoise loads in a round"})
@@ -147,22 +146,6 @@ def common(settings: Settings, path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "batch": BATCH, "chunk": CHUNK, "batches": settings.batches}
 
 
-def opening(settings: Settings, data: Path) -> dict[str, float]:
-    """Seconds to open as many episodes of 20 steps, by format; the median of five."""
-    found = {}
-    for name, suffix in (("kinoise", ""), ("robomimic", ".hdf5"), ("lerobot", ""), ("zarr", ".zarr")):
-        path = data / f"opened_{settings.many}_{name}{suffix}"
-        if not path.exists():
-            FORMATS[name].write(path, spec(False), episodes(settings.many, 20, False))
-        seconds = []
-        for _ in range(5):
-            began = time.perf_counter()
-            open_store(path)
-            seconds.append(time.perf_counter() - began)
-        found[name] = round(float(np.median(seconds)), 3)
-    return found
-
-
 def main(argv: Sequence[str]) -> int:
     settings = parse("data", Settings, argv, about=__doc__ or "")
     torch.set_num_threads(1)
@@ -174,7 +157,6 @@ def main(argv: Sequence[str]) -> int:
         "shape": {"episodes": settings.episodes, "steps": settings.steps, "chunk": CHUNK, "batch": BATCH, "side": SIDE},
         "lerobot": lerobot(settings, beside_lerobot, data),
         "robomimic": robomimic(settings, beside_robomimic, data),
-        "opening_s": {"episodes": settings.many, **opening(settings, data)},
     }
     write(settings.name, figures)
     return 0

@@ -134,7 +134,7 @@ class Controller:
         reply = self.inference.poll()
         for error in (trouble, reply.error if reply else ""):
             if error:
-                self.record.errors[error] += 1
+                self.record.add_error(error)
         return self.record
 
     def reset(self) -> None:
@@ -278,7 +278,7 @@ class Controller:
         request, plan = reply.request, reply.plan
         error = reply.error if plan is None else fault(plan, self.robot.spec)
         if plan is None or error:
-            self.record.errors[error] += 1
+            self.record.add_error(error)
             self._asked, self._trouble = None, error
             return
         if question is not None:

@@ -124,6 +124,8 @@ class Stop:
 
 KEPT = 200_000
 """Ticks, and plans, whose times a record keeps, the newest: an hour at 50 Hz, in 12 MB. Counts are of the whole run."""
+MESSAGES, OTHERS = 100, "other messages"
+"""How many messages a record tells apart: some hold numbers, and each is another one."""
 OUTCOMES = ("used", "expired", "stale", "nan")
 ARRIVAL = np.dtype([("tick", np.int64), ("delay", np.int64), ("seconds", np.float64), ("nfe", np.int64), ("outcome", np.uint8)])
 
@@ -141,7 +143,7 @@ class Record:
         rungs: ticks spent on each rung of the fallback's ladder.
         outcomes: plans that came back, by what became of them.
         stops: latched stops, in order.
-        errors: how often planning failed, by message.
+        errors: how often planning failed, by message; the first MESSAGES of them.
         begins: when each tick began, seconds on the loop's clock.
         late: how long after its deadline each tick began, seconds.
         work: how long each tick took, seconds.
@@ -170,6 +172,10 @@ class Record:
     def add_arrival(self, arrival: Arrival) -> None:
         self.outcomes[arrival.outcome] += 1
         self._arrivals.append((arrival.tick, arrival.delay, arrival.seconds, arrival.nfe, OUTCOMES.index(arrival.outcome)))
+
+    def add_error(self, message: str) -> None:
+        told = message in self.errors or len(self.errors) < MESSAGES
+        self.errors[message if told else OTHERS] += 1
 
     @property
     def arrivals(self) -> list[Arrival]:

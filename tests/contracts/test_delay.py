@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from kinoise.deploy.inference import Request
-from kinoise.deploy.latency import WINDOW, DelayEstimate, check_horizon, percentiles
+from kinoise.deploy.latency import MESSAGES, OTHERS, WINDOW, DelayEstimate, Record, check_horizon, percentiles
 from kinoise.deploy.robot import ObservationTimeout
 from kinoise.spec import KinoiseError, Plan
 from loop_fakes import CHUNK, EXECUTE, PERIOD, START, Setup, plan_of
@@ -192,3 +192,12 @@ def test_preparing_ends_when_the_run_does():
     setup.inference.dead = True
     setup.controller.prepare(lambda: setup.clock.now() > 101)
     assert math.isclose(setup.clock.now(), 101, abs_tol=0.1)
+
+
+def test_a_record_does_not_grow_with_messages_that_are_never_the_same() -> None:
+    record = Record(0.02)
+    for number in range(2 * MESSAGES):
+        record.add_error(f"joint 3 is at {number}")
+    record.add_error("joint 3 is at 0")
+    assert (len(record.errors), record.errors.total()) == (MESSAGES + 1, 2 * MESSAGES + 1)
+    assert (record.errors["joint 3 is at 0"], record.errors[OTHERS]) == (2, MESSAGES)
