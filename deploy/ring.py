@@ -45,6 +45,3 @@ class Ring(Sequence[Any]):
             return np.asarray(self)[index].tolist()
         place = range(max(0, self._count - len(self._values)), self._count)[index]  # IndexError as a list's
         return self._values[place % len(self._values)].tolist()
-
-    def __reversed__(self) -> Iterator[Any]:
-        return iter(np.asarray(self).tolist()[::-1])

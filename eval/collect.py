@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..config import UsageError, parse
 from ..data.base import Episode
 from ..data.native import NativeStore, write_store
 from ..envs.base import Env
-from ..files import claimed, disk_errors, read_json, sync, write_json
+from ..files import claimed, disk_errors, output_directory, read_json, sync, write_json
 from ..provenance import versions
 from ..spec import KinoiseError
 from .attempts import Ledger, make_attempts
@@ -88,23 +88,11 @@ def main(argv: Sequence[str]) -> int:
     env = recipe.make(tasks[0])
     _require_one_spec(env, tasks, recipe)
     folder = Folder(out.with_name(f"{out.name}.partial"))
-    with nullcontext() if shard is not None else _claimed(folder.path):
-        if shard is None:  # once more: another process may just have made it
-            _check_out(out, settings.overwrite)
+    if shard is not None:  # parts work beside each other, and beside the command that has them made
         return _made(settings, argv, tasks, shard, recipe, folder, env)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Keeps other commands that make the same data set out during the block; parts come in by `shard=`."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder, "collects"):
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # not empty: what is finished stays
-                folder.rmdir()
+    with output_directory(folder.path), claimed(folder.path, "collects"):
+        _check_out(out, settings.overwrite)  # once more: another process may just have made it
+        return _made(settings, argv, tasks, shard, recipe, folder, env)
 
 
 def _made(

@@ -52,6 +52,8 @@ class State:
 KINDS = {"step": int, "elapsed_s": (int, float), "threads": int, "data": str, "settings": dict}
 """Of what `State` holds, in JSON."""
 LONGEST_S = 1e12
+TRACKED = ("wandb.json", "trackio.json")
+"""What trackers keep beside the checkpoints."""
 
 
 class RunDirectory:
@@ -108,7 +110,7 @@ class RunDirectory:
         shutil.rmtree(self.checkpoints)
         for folder in (self.tensorboard, self.starters, self.path / "wandb"):
             shutil.rmtree(folder, ignore_errors=True)
-        for name in ("wandb.json", "trackio.json"):
+        for name in TRACKED:
             (self.path / name).unlink(missing_ok=True)
         self.metrics.unlink(missing_ok=True)
         if not existed:
@@ -128,13 +130,13 @@ class RunDirectory:
     def _tidy(self) -> None:
         """Removes what was half-written, and does what should have followed the newest checkpoint."""
         for item in self.checkpoints.glob(".*"):
-            if found := re.fullmatch(r"\.(\d+)\.(old|unfinished-.+)", item.name):
+            if found := re.fullmatch(r"\.(\d+)\.unfinished-.+", item.name):
                 clear(self.checkpoint(int(found[1])))
-                if found[2] == "old":
-                    shutil.rmtree(item, ignore_errors=True)
+            elif re.fullmatch(r"\.\d+\.old", item.name):
+                shutil.rmtree(item, ignore_errors=True)
             elif re.fullmatch(r"\.last\.\d+", item.name):
                 item.unlink()
-        clear(self.summary, self.path / "wandb.json", self.path / "trackio.json")
+        clear(self.summary, *(self.path / name for name in TRACKED))
         self._settle()
 
     def steps(self) -> list[int]:

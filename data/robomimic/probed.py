@@ -21,7 +21,7 @@ from h5py import h5a, h5d, h5g, h5l, h5o, h5t  # type: ignore[attr-defined]
 DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 Seen = set[tuple[int, bool]]
 LISTED = 2**26
-"""Bytes of names at most that are read here; of more the reader says that they are too many."""
+"""Bytes of names at most that are read here; of more the reader looks first whether the file holds them."""
 AGAIN = 75
 """Exit code for: ask another process."""
 

@@ -77,7 +77,7 @@ class OnRay:
         if self._ours:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             try:
-                with _termination_kept():
+                with termination_kept():
                     self._ray.init(self._cluster.address, log_to_driver=False, logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError, OSError) as error:
                 where = self._cluster.address or os.environ.get("RAY_ADDRESS") or "this machine"
@@ -90,7 +90,7 @@ class OnRay:
 
 
 @contextmanager
-def _termination_kept() -> Iterator[None]:
+def termination_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, for good: the command would end with another code, and so would what it forks."""
     before = signal.getsignal(signal.SIGTERM)
     try:

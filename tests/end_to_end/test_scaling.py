@@ -15,6 +15,7 @@ from kinoise.cli import main
 from kinoise.envs import make
 from kinoise.eval.launch import Cluster
 from kinoise.eval.launch.job import Job, run_all
+from kinoise.eval.launch.on_ray import termination_kept
 from kinoise.policies import build_policy, choices
 from kinoise.policies.checkpoint import save_policy
 from kinoise.spec import Stats
@@ -74,10 +75,9 @@ def cluster():
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        before = signal.getsignal(signal.SIGTERM)
-        ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False)
+        with termination_kept():  # later tests of this process fork, and end their children with it
+            ray.init(num_cpus=2, object_store_memory=128 * 2**20, include_dashboard=False, log_to_driver=False)
         try:
-            signal.signal(signal.SIGTERM, before)  # later tests of this process fork, and end their children with it
             yield ray
         finally:
             ray.shutdown()
